@@ -1,0 +1,10 @@
+//! What every other folder needs and that needs nothing of ours: errors, randomness, interruption, progress sinks.
+
+pub mod error;
+pub mod heap;
+pub mod interrupt;
+pub mod progress;
+pub mod rng;
+
+pub use error::{Error, Result};
+pub use rng::Rng;

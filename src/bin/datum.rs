@@ -1,0 +1,2 @@
+//! datum
+fn main() {}

@@ -1,0 +1,4 @@
+//! The only folder that opens files (and, in `hub`, sockets).
+
+pub mod atomic;
+pub mod weights;

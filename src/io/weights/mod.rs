@@ -1,0 +1,77 @@
+//! Weight files as sources of named tensors: safetensors (memory-mapped) and PyTorch pickles (parsed, never executed).
+
+mod safetensors_file;
+
+pub use safetensors_file::{SafetensorsFile, read_metadata, save};
+
+use crate::base::{Error, Result};
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+
+/// Named tensors that are read one by one, so that a file is never held twice in memory.
+pub trait TensorSource: Send + Sync {
+    /// What the tensors come from, for messages.
+    fn origin(&self) -> String;
+    /// Names with shapes, sorted.
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>>;
+    /// One tensor as f32 (integers stay integers) on `device`.
+    fn load(&self, name: &str, device: &Device) -> Result<Tensor>;
+}
+
+impl TensorSource for BTreeMap<String, Tensor> {
+    fn origin(&self) -> String {
+        "tensors in memory".into()
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect()
+    }
+
+    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let tensor = self.get(name).ok_or_else(|| Error::Usage(format!("no tensor named `{name}`")))?;
+        Ok(tensor.to_device(device)?)
+    }
+}
+
+/// A source seen under other names: `rename` gives our name for each of theirs, `None` drops the tensor on purpose.
+pub struct Renamed<S> {
+    source: S,
+    /// our name → their name
+    names: BTreeMap<String, String>,
+}
+
+impl<S: TensorSource> Renamed<S> {
+    /// Wraps `source`.
+    pub fn new(source: S, rename: impl Fn(&str) -> Option<String>) -> Self {
+        let names = source.shapes().into_keys().filter_map(|theirs| rename(&theirs).map(|ours| (ours, theirs))).collect();
+        Self { source, names }
+    }
+}
+
+impl<S: TensorSource> TensorSource for Renamed<S> {
+    fn origin(&self) -> String {
+        self.source.origin()
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let shapes = self.source.shapes();
+        self.names.iter().map(|(ours, theirs)| (ours.clone(), shapes[theirs].clone())).collect()
+    }
+
+    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let theirs = self.names.get(name).ok_or_else(|| Error::Usage(format!("no tensor named `{name}`")))?;
+        self.source.load(theirs, device)
+    }
+}
+
+impl TensorSource for Box<dyn TensorSource> {
+    fn origin(&self) -> String {
+        (**self).origin()
+    }
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        (**self).shapes()
+    }
+    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+        (**self).load(name, device)
+    }
+}

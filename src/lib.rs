@@ -1,0 +1,4 @@
+//! Adapts semantic segmenters to places nobody labelled.
+pub mod base;
+pub mod io;
+pub mod nn;

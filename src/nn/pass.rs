@@ -1,0 +1,68 @@
+//! How a forward pass behaves: which random layers are on, and where batch norm takes its statistics from.
+
+use crate::base::Rng;
+use candle_core::{Result, Tensor};
+use std::cell::RefCell;
+
+/// The mode of one forward pass, handed down through the layers that care.
+#[derive(Debug)]
+pub struct Pass {
+    batch_statistics: bool,
+    draws: Option<RefCell<Rng>>,
+}
+
+impl Pass {
+    /// Inference: running statistics, nothing random.
+    pub fn eval() -> Self {
+        Self { batch_statistics: false, draws: None }
+    }
+
+    /// Training: batch statistics (running ones are updated), dropout and drop-path drawn from `rng`.
+    pub fn train(rng: Rng) -> Self {
+        Self { batch_statistics: true, draws: Some(RefCell::new(rng)) }
+    }
+
+    /// Batch statistics without dropout and drop-path: how the self-training teacher predicts.
+    pub fn statistics_only() -> Self {
+        Self { batch_statistics: true, draws: None }
+    }
+
+    /// True when batch norm uses (and records) the statistics of the batch.
+    pub fn uses_batch_statistics(&self) -> bool {
+        self.batch_statistics
+    }
+
+    /// Stochastic depth: zeroes whole items of the batch with probability `rate`, scales the others by 1/(1 − rate).
+    ///
+    /// # Shapes
+    /// `xs` (B, …) → same
+    pub fn drop_path(&self, xs: &Tensor, rate: f32) -> Result<Tensor> {
+        let batch = xs.dim(0)?;
+        let mut shape = vec![1; xs.rank()];
+        shape[0] = batch;
+        self.drop(xs, rate, &shape)
+    }
+
+    /// Channel dropout: zeroes whole channels with probability `rate`, scales the others by 1/(1 − rate).
+    ///
+    /// # Shapes
+    /// `xs` (B, C, H, W) → same
+    pub fn dropout2d(&self, xs: &Tensor, rate: f32) -> Result<Tensor> {
+        let (batch, channels, _, _) = xs.dims4()?;
+        self.drop(xs, rate, &[batch, channels, 1, 1])
+    }
+
+    /// Plain dropout of single values.
+    pub fn dropout(&self, xs: &Tensor, rate: f32) -> Result<Tensor> {
+        self.drop(xs, rate, xs.dims())
+    }
+
+    fn drop(&self, xs: &Tensor, rate: f32, mask_shape: &[usize]) -> Result<Tensor> {
+        let Some(draws) = self.draws.as_ref().filter(|_| rate > 0.0) else { return Ok(xs.clone()) };
+        let keep = 1.0 - rate;
+        let mut draws = draws.borrow_mut();
+        let count = mask_shape.iter().product();
+        let mask: Vec<f32> = (0..count).map(|_| if draws.uniform() < keep { 1.0 / keep } else { 0.0 }).collect();
+        xs.broadcast_mul(&Tensor::from_vec(mask, mask_shape, xs.device())?)
+    }
+}
