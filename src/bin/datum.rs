@@ -1,2 +1,5 @@
-//! datum
-fn main() {}
+//! The `datum` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    datum::cli::datum()
+}

@@ -1,0 +1,83 @@
+//! The command line: argument types, one file per verb, and what all verbs share. The only folder that reads flags,
+//! environment variables and the terminal.
+
+mod adapt;
+mod common;
+mod evaluate;
+mod generate;
+mod personalize;
+mod predict;
+mod pretrain;
+mod progress;
+mod recipe;
+
+use crate::base::{Error, Result};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Adapt a semantic segmenter to a place nobody labelled, from one photo of it.
+#[derive(Debug, Parser)]
+#[command(name = "datum", version, arg_required_else_help = true, max_term_width = 110)]
+#[command(after_help = "The three stages:\n  datum personalize target.png\n  datum generate --prompts things.txt\n  \
+                        datum adapt --source NAME=ROOT --target FOLDER")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Train a small Stable Diffusion of your own from photos
+    Pretrain(pretrain::PretrainArgs),
+    /// Teach a Stable Diffusion model the look of one target photo (DreamBooth)
+    Personalize(personalize::PersonalizeArgs),
+    /// Generate the pseudo-target data set from class-wise prompts
+    Generate(generate::GenerateArgs),
+    /// Train a segmenter on labelled source and unlabelled (pseudo-)target images
+    Adapt(adapt::AdaptArgs),
+    /// Score a segmenter, or a folder of predictions, on a labelled data set
+    Evaluate(evaluate::EvaluateArgs),
+    /// Segment photos with a trained segmenter
+    Predict(predict::PredictArgs),
+}
+
+/// Runs the `datum` program on the process's arguments.
+pub fn datum() -> ExitCode {
+    crate::base::heap::keep_pages();
+    crate::base::interrupt::install();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe while printing help is not worth a message.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(cli.verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<()> {
+    match verb {
+        Verb::Pretrain(args) => pretrain::run(args),
+        Verb::Personalize(args) => personalize::run(args),
+        Verb::Generate(args) => generate::run(args),
+        Verb::Adapt(args) => adapt::run(args),
+        Verb::Evaluate(args) => evaluate::run(args),
+        Verb::Predict(args) => predict::run(args),
+    }
+}
+
+/// Prints one result object on stdout. A closed pipe is fine.
+fn print_json(value: &serde_json::Value) -> Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{value}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout", e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,453 @@
+//! Every value of the DATUM stages with its default. Field names are the keys of recipes and of `--set`.
+
+use serde::{Deserialize, Serialize};
+
+/// Image size in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+/// `datum pretrain`: a small text-to-image model from photos.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PretrainConfig {
+    /// Folder of photos.
+    pub images: String,
+    /// JSON lines `{"file_name": …, "text": …}`; empty: every photo gets `template`.
+    pub captions: String,
+    /// Caption of photos without one of their own.
+    pub template: String,
+    /// `scratch` (the architecture below) or a diffusers folder to go on from (only its U-Net and text encoder learn).
+    pub base: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Photos are resized so that they cover this size, then cropped at random to it.
+    pub size: Size,
+    /// Chance that a training photo is mirrored.
+    pub flip: f32,
+    /// The autoencoder.
+    pub vae: VaeTraining,
+    /// The denoising network and text encoder.
+    pub unet: UnetTraining,
+    /// Full training state every so many steps.
+    pub checkpointing_steps: u64,
+}
+
+/// Architecture and training of the autoencoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VaeTraining {
+    /// Channels per level; the latent grid is 2^(levels − 1) times smaller than the image.
+    pub channels: Vec<usize>,
+    /// Residual blocks per level.
+    pub layers_per_block: usize,
+    /// Groups of the group norms.
+    pub norm_groups: usize,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Square crops of this side are used in training (the network is convolutional).
+    pub crop: usize,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Peak learning rate (cosine to 0 with 5 % warm-up).
+    pub learning_rate: f64,
+    /// Weight of the Kullback-Leibler term.
+    pub kl_weight: f64,
+    /// Weight of the loss on image gradients, which keeps edges.
+    pub edge_weight: f64,
+}
+
+/// Architecture and training of the U-Net and text encoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnetTraining {
+    /// Channels per level.
+    pub channels: Vec<usize>,
+    /// Whether each level has cross-attention to the prompt.
+    pub attention: Vec<bool>,
+    /// Residual blocks per level.
+    pub layers_per_block: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Groups of the group norms.
+    pub norm_groups: usize,
+    /// Width of the text encoder and of the cross-attention.
+    pub text_width: usize,
+    /// Layers of the text encoder.
+    pub text_layers: usize,
+    /// Tokens of a prompt, start and end included.
+    pub text_length: usize,
+    /// Largest vocabulary.
+    pub vocabulary: usize,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Peak learning rate (cosine to 0 with 5 % warm-up).
+    pub learning_rate: f64,
+    /// Share of captions that are dropped, so that guidance has an unconditional branch.
+    pub caption_dropout: f32,
+    /// Decay of the averaged weights that are kept in the end; 0 keeps the last ones.
+    pub ema_decay: f64,
+}
+
+impl Default for PretrainConfig {
+    fn default() -> Self {
+        Self {
+            images: String::new(),
+            captions: String::new(),
+            template: "a photo of an urban scene".into(),
+            base: "scratch".into(),
+            seed: 0,
+            size: Size { height: 240, width: 320 },
+            flip: 0.5,
+            vae: VaeTraining::default(),
+            unet: UnetTraining::default(),
+            checkpointing_steps: 250,
+        }
+    }
+}
+
+impl Default for VaeTraining {
+    fn default() -> Self {
+        Self {
+            channels: vec![32, 64, 96, 96],
+            layers_per_block: 1,
+            norm_groups: 8,
+            latent_channels: 4,
+            steps: 1500,
+            crop: 128,
+            batch_size: 8,
+            learning_rate: 1e-3,
+            kl_weight: 1e-6,
+            edge_weight: 0.5,
+        }
+    }
+}
+
+impl Default for UnetTraining {
+    fn default() -> Self {
+        Self {
+            channels: vec![64, 128, 192],
+            attention: vec![false, true, true],
+            layers_per_block: 1,
+            heads: 4,
+            norm_groups: 16,
+            text_width: 64,
+            text_layers: 2,
+            text_length: 32,
+            vocabulary: 1024,
+            steps: 3000,
+            batch_size: 8,
+            learning_rate: 1e-3,
+            caption_dropout: 0.1,
+            ema_decay: 0.995,
+        }
+    }
+}
+
+/// `datum personalize`: DreamBooth on one photo (or a few).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PersonalizeConfig {
+    /// The photos of the target.
+    pub images: Vec<String>,
+    /// Diffusers folder or hub id.
+    pub base: String,
+    /// Prompt of the photos, with the identifier token.
+    pub instance_prompt: String,
+    /// `full` or `lora`.
+    pub method: Method,
+    /// Rank of the low-rank update (`lora`).
+    pub rank: usize,
+    /// Optimiser steps; 0 takes 1000 for `full` and 500 for `lora`.
+    pub steps: u64,
+    /// 0 takes 5e-6 for `full` and 1e-4 for `lora`.
+    pub learning_rate: f64,
+    /// Photos per step.
+    pub train_batch_size: usize,
+    /// Optimiser steps use the mean gradient of so many batches.
+    pub gradient_accumulation_steps: usize,
+    /// The shorter side is resized to this.
+    pub resolution: usize,
+    /// Side of the random square crop.
+    pub crop_size: usize,
+    /// The text encoder learns too.
+    pub train_text_encoder: bool,
+    /// Class images keep the model from forgetting.
+    pub with_prior_preservation: bool,
+    /// Prompt of the class images.
+    pub class_prompt: String,
+    /// Folder of class images; missing ones are generated by the base model.
+    pub class_images: String,
+    /// How many class images there should be.
+    pub num_class_images: usize,
+    /// Weight of the class images' loss.
+    pub prior_loss_weight: f64,
+    /// `constant`, `constant_with_warmup`, `linear`, `cosine`, `cosine_with_restarts`, `polynomial`.
+    pub lr_scheduler: String,
+    /// Warm-up steps of the schedule.
+    pub lr_warmup_steps: u64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest global norm of the gradients.
+    pub max_grad_norm: f64,
+    /// Usable weights and full state every so many steps.
+    pub checkpointing_steps: u64,
+    /// Full states that are kept (older checkpoints keep their usable weights).
+    pub keep_last: usize,
+    /// Sample pictures every so many steps; 0 for none.
+    pub validation_steps: u64,
+    /// Prompt of the sample pictures; empty: the instance prompt.
+    pub validation_prompt: String,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+/// What `personalize` trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// All weights of the U-Net (and text encoder).
+    Full,
+    /// Low-rank updates of the attention projections.
+    Lora,
+}
+
+impl Default for PersonalizeConfig {
+    fn default() -> Self {
+        Self {
+            images: Vec::new(),
+            base: "CompVis/stable-diffusion-v1-4".into(),
+            instance_prompt: "a photo of a sks urban scene".into(),
+            method: Method::Full,
+            rank: 4,
+            steps: 0,
+            learning_rate: 0.0,
+            train_batch_size: 1,
+            gradient_accumulation_steps: 1,
+            resolution: 1024,
+            crop_size: 512,
+            train_text_encoder: true,
+            with_prior_preservation: false,
+            class_prompt: String::new(),
+            class_images: String::new(),
+            num_class_images: 200,
+            prior_loss_weight: 1.0,
+            lr_scheduler: "constant".into(),
+            lr_warmup_steps: 0,
+            weight_decay: 1e-2,
+            max_grad_norm: 1.0,
+            checkpointing_steps: 200,
+            keep_last: 1,
+            validation_steps: 0,
+            validation_prompt: String::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// `datum generate`: the pseudo-target data set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateConfig {
+    /// Diffusers folder, run folder of `personalize` or hub id; empty: the newest personalised run.
+    pub model: String,
+    /// LoRA files, each `FILE` or `FILE:SCALE`.
+    pub lora: Vec<String>,
+    /// Prompt file.
+    pub prompts: String,
+    /// Identifier token put in the prompts' `{identifier}` holes.
+    pub identifier: String,
+    /// Number of images.
+    pub count: u64,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Weight of the prompt against the unconditional branch; 1 or less switches it off.
+    pub guidance_scale: f64,
+    /// `pndm`, `ddim`, `ddpm`, `euler`, `dpmpp-2m`.
+    pub scheduler: String,
+    /// Width in pixels; 0: what the model was trained for.
+    pub width: usize,
+    /// Height in pixels; 0: what the model was trained for.
+    pub height: usize,
+    /// What the unconditional branch reads.
+    pub negative_prompt: String,
+    /// Images per forward pass; never changes a result.
+    pub batch_size: usize,
+    /// Image j uses noise of `seed + j`.
+    pub seed: u64,
+    /// Part `I/N` of the images (I from 0); empty: all.
+    pub shard: String,
+    /// File with a tensor `latents` [N, 4, h, w] that replaces the noise.
+    pub latents: String,
+    /// Folder of photos whose layout is kept: image j starts from photo j mod n instead of from noise alone; empty: noise.
+    pub init_images: String,
+    /// Share of the way to noise that an initial photo goes (0 keeps it, 1 forgets it).
+    pub strength: f64,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            lora: Vec::new(),
+            prompts: String::new(),
+            identifier: "sks".into(),
+            count: 2975,
+            steps: 50,
+            guidance_scale: 7.5,
+            scheduler: "pndm".into(),
+            width: 0,
+            height: 0,
+            negative_prompt: String::new(),
+            batch_size: 1,
+            seed: 0,
+            shard: String::new(),
+            latents: String::new(),
+            init_images: String::new(),
+            strength: 0.6,
+        }
+    }
+}
+
+/// `datum adapt`: a segmenter trained on labelled source and unlabelled (pseudo-)target images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdaptConfig {
+    /// Labelled data set.
+    pub source: String,
+    /// Split of the source; empty: `train` where there is one.
+    pub source_split: String,
+    /// Unlabelled data set or folder of images; not used by `source-only`.
+    pub target: String,
+    /// Split of the target; empty: all images.
+    pub target_split: String,
+    /// `source-only` or `daformer`.
+    pub strategy: Strategy,
+    /// `mit-b0` … `mit-b5`, `efficientnet-lite0`.
+    pub encoder: String,
+    /// ImageNet weights of the encoder; empty: random.
+    pub encoder_weights: String,
+    /// `daformer` or `segformer`.
+    pub decoder: String,
+    /// Width of the head.
+    pub decoder_channels: usize,
+    /// Optimiser steps.
+    pub iterations: u64,
+    /// Source images (and as many target images) per step.
+    pub batch_size: usize,
+    /// Source photos keep their aspect and fit this size.
+    pub source_size: Size,
+    /// Target photos likewise; 0×0: as they are.
+    pub target_size: Size,
+    /// Random crop for training.
+    pub crop: Size,
+    /// Learning rate of the encoder; the head learns `head_multiplier` times faster.
+    pub learning_rate: f64,
+    /// Factor of the head's learning rate.
+    pub head_multiplier: f64,
+    /// Decoupled weight decay (norms of the encoder: none).
+    pub weight_decay: f64,
+    /// Steps of linear warm-up, then polynomial decay to 0.
+    pub warmup: u64,
+    /// Rare class sampling temperature; 0 samples images uniformly.
+    pub rare_class_temperature: f64,
+    /// Class pixels per training image of full size that make it a candidate for that class.
+    pub rare_class_min_pixels: u64,
+    /// Stylise source photos by swapping low Fourier amplitudes with random target images (FDA).
+    pub fourier: f64,
+    /// Self-training.
+    pub self_training: SelfTrainingConfig,
+    /// Size of photos in evaluation; 0×0: as they are.
+    pub test_size: Size,
+    /// Full training state every so many steps.
+    pub checkpointing_steps: u64,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Threads that prepare batches.
+    pub workers: usize,
+}
+
+/// How a segmenter is adapted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// Supervised training on the source.
+    SourceOnly,
+    /// Self-training with an averaged teacher, ClassMix, rare class sampling and feature distance.
+    Daformer,
+}
+
+/// Constants of the self-training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SelfTrainingConfig {
+    /// Decay of the teacher's average.
+    pub ema_decay: f64,
+    /// Pixels as confident as this count for the weight of the pseudo-labels.
+    pub confidence_threshold: f32,
+    /// Chance of colour jitter on mixed images.
+    pub color_jitter: f32,
+    /// Chance of blur on mixed images.
+    pub blur: f32,
+    /// Weight of the ImageNet feature distance; needs `encoder_weights`.
+    pub feature_distance: f64,
+    /// Rows at the top of pseudo-labels that are not used.
+    pub margin_top: usize,
+    /// Rows at the bottom of pseudo-labels that are not used.
+    pub margin_bottom: usize,
+}
+
+impl Default for AdaptConfig {
+    fn default() -> Self {
+        Self {
+            source: String::new(),
+            source_split: String::new(),
+            target: String::new(),
+            target_split: String::new(),
+            strategy: Strategy::Daformer,
+            encoder: "mit-b5".into(),
+            encoder_weights: String::new(),
+            decoder: "daformer".into(),
+            decoder_channels: 256,
+            iterations: 40_000,
+            batch_size: 2,
+            source_size: Size { height: 720, width: 1280 },
+            target_size: Size { height: 0, width: 0 },
+            crop: Size { height: 512, width: 512 },
+            learning_rate: 6e-5,
+            head_multiplier: 10.0,
+            weight_decay: 0.01,
+            warmup: 1500,
+            rare_class_temperature: 0.01,
+            rare_class_min_pixels: 3000,
+            fourier: 0.0,
+            self_training: SelfTrainingConfig::default(),
+            test_size: Size { height: 0, width: 0 },
+            checkpointing_steps: 2000,
+            seed: 0,
+            workers: 2,
+        }
+    }
+}
+
+impl Default for SelfTrainingConfig {
+    fn default() -> Self {
+        Self {
+            ema_decay: 0.999,
+            confidence_threshold: 0.968,
+            color_jitter: 0.8,
+            blur: 0.5,
+            feature_distance: 0.005,
+            margin_top: 15,
+            margin_bottom: 120,
+        }
+    }
+}
