@@ -2,4 +2,5 @@
 pub mod base;
 pub mod diffusion;
 pub mod io;
+pub mod models;
 pub mod nn;
