@@ -1,9 +1,9 @@
-//! Diffusion: the noising process, samplers and low-rank adapter files. Networks live in `models`.
+//! Latent diffusion: noise levels, solvers, the training objective, model folders, and prompts to pictures.
 //!
-//! Read [`noise_schedule`] first (the constants that everything shares), then [`sampler`].
+//! Read [`noise_schedule`] first, then [`denoising`] (training) or [`sampler`] and [`text_to_image`] (generation).
 
+pub mod denoising;
+pub mod folder;
 pub mod noise_schedule;
 pub mod sampler;
-
-pub use noise_schedule::{NoiseConfig, NoiseSchedule, PredictionType};
-pub use sampler::{Sampler, SamplerKind};
+pub mod text_to_image;

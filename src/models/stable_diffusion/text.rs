@@ -1,0 +1,100 @@
+//! The prompt encoder: the text tower of CLIP (SD 1.x) or OpenCLIP (SD 2.x).
+
+use super::config::{TextActivation, TextConfig};
+use crate::base::Result;
+use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, attention, gelu, join_heads, quick_gelu, split_heads};
+use candle_core::{Result as TensorResult, Tensor};
+
+/// Causal self-attention and a feed-forward layer, each behind a norm and beside a residual.
+#[derive(Debug)]
+struct Layer {
+    norm1: LayerNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    norm2: LayerNorm,
+    widen: Linear,
+    narrow: Linear,
+    activation: TextActivation,
+    heads: usize,
+    scale: f32,
+}
+
+impl Layer {
+    fn new(config: &TextConfig, builder: &Builder) -> Result<Self> {
+        let (dim, hidden) = (config.hidden_size, config.intermediate_size);
+        let (attention, mlp) = (builder.pp("self_attn"), builder.pp("mlp"));
+        let projection = |name: &str| Linear::new(dim, dim, &attention.pp(name));
+        Ok(Self {
+            norm1: LayerNorm::new(dim, config.layer_norm_eps, &builder.pp("layer_norm1"))?,
+            query: projection("q_proj")?,
+            key: projection("k_proj")?,
+            value: projection("v_proj")?,
+            out: projection("out_proj")?,
+            norm2: LayerNorm::new(dim, config.layer_norm_eps, &builder.pp("layer_norm2"))?,
+            widen: Linear::new(dim, hidden, &mlp.pp("fc1"))?,
+            narrow: Linear::new(hidden, dim, &mlp.pp("fc2"))?,
+            activation: config.hidden_act,
+            heads: config.num_attention_heads,
+            scale: 1.0 / ((dim / config.num_attention_heads) as f32).sqrt(),
+        })
+    }
+
+    fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
+        let normed = self.norm1.forward(xs)?;
+        let head = |projection: &Linear| split_heads(&projection.forward(&normed)?, self.heads); // (B, heads, T, d)
+        let mixed = attention(&head(&self.query)?, &head(&self.key)?, &head(&self.value)?, self.scale, true)?;
+        let xs = (xs + self.out.forward(&join_heads(&mixed)?)?)?;
+        let hidden = self.widen.forward(&self.norm2.forward(&xs)?)?;
+        let hidden = match self.activation {
+            TextActivation::QuickGelu => quick_gelu(&hidden)?,
+            TextActivation::Gelu => gelu(&hidden)?,
+        };
+        xs + self.narrow.forward(&hidden)?
+    }
+}
+
+/// Turns token ids into the context that the U-Net attends to.
+///
+/// # Source
+/// CLIP, section 2.4, with the parameter names of transformers' `CLIPTextModel`.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokens: Embedding,
+    positions: Embedding,
+    layers: Vec<Layer>,
+    final_norm: LayerNorm,
+}
+
+impl TextEncoder {
+    /// Builds the network of `config`.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself (see [`TextConfig::validate`]).
+    pub fn new(config: &TextConfig, builder: &Builder) -> Result<Self> {
+        config.validate()?;
+        let (builder, dim) = (builder.pp("text_model"), config.hidden_size);
+        let (embeddings, layers) = (builder.pp("embeddings"), builder.pp("encoder").pp("layers"));
+        let table = |entries, name: &str| Embedding::new(entries, dim, &embeddings.pp(name), Init::Normal { std: 0.02 });
+        Ok(Self {
+            tokens: table(config.vocab_size, "token_embedding")?,
+            positions: table(config.max_position_embeddings, "position_embedding")?,
+            layers: (0..config.num_hidden_layers).map(|i| Layer::new(config, &layers.pp(i))).collect::<Result<_>>()?,
+            final_norm: LayerNorm::new(dim, config.layer_norm_eps, &builder.pp("final_layer_norm"))?,
+        })
+    }
+
+    /// The states of all positions after the final norm. There is no padding mask: padding is read like any token.
+    ///
+    /// # Shapes
+    /// `ids` (B, T) u32, T ≤ `max_position_embeddings` → (B, T, D)
+    pub fn forward(&self, ids: &Tensor) -> TensorResult<Tensor> {
+        let positions = Tensor::arange(0u32, ids.dim(1)? as u32, ids.device())?;
+        let mut xs = self.tokens.forward(ids)?.broadcast_add(&self.positions.forward(&positions)?)?;
+        for layer in &self.layers {
+            xs = layer.forward(&xs)?;
+        }
+        self.final_norm.forward(&xs)
+    }
+}

@@ -1,0 +1,222 @@
+//! The denoising U-Net (`UNet2DConditionModel`).
+
+use super::blocks::{Downsample, NormSpec, Padding, ResnetBlock, Upsample, conv3x3};
+use super::config::UNetConfig;
+use super::transformer::{SpatialTransformer, TransformerSpec};
+use crate::base::Result;
+use crate::nn::{Builder, Conv2d, GroupNorm, Linear, silu};
+use candle_core::{Result as TensorResult, Tensor};
+
+/// Sinusoids of the timestep and two linear layers.
+#[derive(Debug)]
+struct TimeEmbedding {
+    /// (1, C/2) frequencies, highest first.
+    frequencies: Tensor,
+    cos_first: bool,
+    widen: Linear,
+    mix: Linear,
+}
+
+impl TimeEmbedding {
+    fn new(config: &UNetConfig, builder: &Builder) -> Result<Self> {
+        let channels = config.block_out_channels[0];
+        let half = channels / 2;
+        let step = -(10_000f32.ln());
+        let frequencies: Vec<f32> = (0..half).map(|i| (step * i as f32 / (half as f32 - config.freq_shift)).exp()).collect();
+        Ok(Self {
+            frequencies: Tensor::from_vec(frequencies, (1, half), &builder.device())?,
+            cos_first: config.flip_sin_to_cos,
+            widen: Linear::new(channels, 4 * channels, &builder.pp("linear_1"))?,
+            mix: Linear::new(4 * channels, 4 * channels, &builder.pp("linear_2"))?,
+        })
+    }
+
+    /// `timesteps` (B) → (B, 4C), after the SiLU that every block applies to it.
+    fn forward(&self, timesteps: &Tensor) -> TensorResult<Tensor> {
+        let angles = timesteps.unsqueeze(1)?.broadcast_mul(&self.frequencies)?; // (B, C/2)
+        let (sin, cos) = (angles.sin()?, angles.cos()?);
+        let waves = if self.cos_first { Tensor::cat(&[cos, sin], 1)? } else { Tensor::cat(&[sin, cos], 1)? };
+        silu(&self.mix.forward(&silu(&self.widen.forward(&waves)?)?)?)
+    }
+}
+
+/// Residual blocks of one resolution, each followed by attention where the block has any.
+#[derive(Debug)]
+struct Level {
+    resnets: Vec<ResnetBlock>,
+    /// As many as `resnets`, or none.
+    attentions: Vec<SpatialTransformer>,
+}
+
+impl Level {
+    /// `inputs`: input channels of each residual block.
+    fn new(config: &UNetConfig, level: usize, inputs: &[usize], attends: bool, builder: &Builder) -> Result<Self> {
+        let channels = config.block_out_channels[level];
+        let norm = NormSpec { groups: config.norm_num_groups, eps: config.norm_eps };
+        let time_dim = Some(4 * config.block_out_channels[0]);
+        let resnet = |(i, input): (usize, &usize)| {
+            ResnetBlock::new(*input, channels, time_dim, norm, &builder.pp("resnets").pp(i))
+        };
+        let attention = |i| SpatialTransformer::new(transformer(config, level), &builder.pp("attentions").pp(i));
+        Ok(Self {
+            resnets: inputs.iter().enumerate().map(resnet).collect::<Result<_>>()?,
+            attentions: (0..if attends { inputs.len() } else { 0 }).map(attention).collect::<Result<_>>()?,
+        })
+    }
+
+    fn step(&self, i: usize, xs: &Tensor, time: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
+        let xs = self.resnets[i].forward(xs, Some(time))?;
+        match self.attentions.get(i) {
+            Some(attention) => attention.forward(&xs, context),
+            None => Ok(xs),
+        }
+    }
+}
+
+fn transformer(config: &UNetConfig, level: usize) -> TransformerSpec {
+    TransformerSpec {
+        channels: config.block_out_channels[level],
+        heads: config.heads(level),
+        context_dim: config.cross_attention_dim,
+        norm_groups: config.norm_num_groups,
+        linear_projection: config.use_linear_projection,
+    }
+}
+
+/// The middle: residual block, attention, residual block.
+#[derive(Debug)]
+struct Middle {
+    first: ResnetBlock,
+    attention: SpatialTransformer,
+    second: ResnetBlock,
+}
+
+impl Middle {
+    fn new(config: &UNetConfig, builder: &Builder) -> Result<Self> {
+        let level = config.block_out_channels.len() - 1;
+        let channels = config.block_out_channels[level];
+        let norm = NormSpec { groups: config.norm_num_groups, eps: config.norm_eps };
+        let time_dim = Some(4 * config.block_out_channels[0]);
+        let resnet = |i| ResnetBlock::new(channels, channels, time_dim, norm, &builder.pp("resnets").pp(i));
+        Ok(Self {
+            first: resnet(0)?,
+            attention: SpatialTransformer::new(transformer(config, level), &builder.pp("attentions").pp(0))?,
+            second: resnet(1)?,
+        })
+    }
+
+    fn forward(&self, xs: &Tensor, time: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
+        let xs = self.first.forward(xs, Some(time))?;
+        self.second.forward(&self.attention.forward(&xs, context)?, Some(time))
+    }
+}
+
+/// Predicts the noise (or velocity) in latents, given the timestep and the encoded prompt.
+///
+/// # Source
+/// Latent Diffusion, section 3.3, in the sizes and with the parameter names of diffusers' `UNet2DConditionModel`.
+#[derive(Debug)]
+pub struct UNet {
+    time_embedding: TimeEmbedding,
+    conv_in: Conv2d,
+    down: Vec<(Level, Option<Downsample>)>,
+    middle: Middle,
+    up: Vec<(Level, Option<Upsample>)>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl UNet {
+    /// Builds the network of `config`.
+    ///
+    /// # Errors
+    /// A configuration that contradicts itself (see [`UNetConfig::validate`]).
+    pub fn new(config: &UNetConfig, builder: &Builder) -> Result<Self> {
+        config.validate()?;
+        let channels = &config.block_out_channels;
+        let mut skips = vec![channels[0]];
+        let down = Self::build_down(config, &mut skips, &builder.pp("down_blocks"))?;
+        let up = Self::build_up(config, &mut skips, &builder.pp("up_blocks"))?;
+        let norm = NormSpec { groups: config.norm_num_groups, eps: config.norm_eps };
+        Ok(Self {
+            time_embedding: TimeEmbedding::new(config, &builder.pp("time_embedding"))?,
+            conv_in: conv3x3(config.in_channels, channels[0], &builder.pp("conv_in"))?,
+            down,
+            middle: Middle::new(config, &builder.pp("mid_block"))?,
+            up,
+            norm_out: norm.build(channels[0], &builder.pp("conv_norm_out"))?,
+            conv_out: conv3x3(channels[0], config.out_channels, &builder.pp("conv_out"))?,
+        })
+    }
+
+    /// Pushes the channels of every feature map that the way up will concatenate.
+    fn build_down(config: &UNetConfig, skips: &mut Vec<usize>, builder: &Builder) -> Result<Vec<(Level, Option<Downsample>)>> {
+        let levels = config.block_out_channels.len();
+        let mut width = config.block_out_channels[0];
+        let mut blocks = Vec::new();
+        for (level, kind) in config.down_block_types.iter().enumerate() {
+            let (channels, place) = (config.block_out_channels[level], builder.pp(level));
+            let mut inputs = vec![channels; config.layers_per_block];
+            inputs[0] = width;
+            skips.extend(vec![channels; config.layers_per_block]);
+            let shrink = || Downsample::new(channels, Padding::Symmetric, &place.pp("downsamplers").pp(0));
+            let sampler = (level + 1 < levels).then(shrink).transpose()?;
+            skips.extend(sampler.as_ref().map(|_| channels));
+            blocks.push((Level::new(config, level, &inputs, kind.attends(), &place)?, sampler));
+            width = channels;
+        }
+        Ok(blocks)
+    }
+
+    fn build_up(config: &UNetConfig, skips: &mut Vec<usize>, builder: &Builder) -> Result<Vec<(Level, Option<Upsample>)>> {
+        let levels = config.block_out_channels.len();
+        let mut width = config.block_out_channels[levels - 1];
+        let mut blocks = Vec::new();
+        for (i, kind) in config.up_block_types.iter().enumerate() {
+            let level = levels - 1 - i;
+            let (channels, place) = (config.block_out_channels[level], builder.pp(i));
+            let mut inputs = Vec::new();
+            for _ in 0..=config.layers_per_block {
+                inputs.push(width + skips.pop().unwrap_or(0));
+                width = channels;
+            }
+            let grow = || Upsample::new(channels, &place.pp("upsamplers").pp(0));
+            let sampler = (level > 0).then(grow).transpose()?;
+            blocks.push((Level::new(config, level, &inputs, kind.attends(), &place)?, sampler));
+        }
+        Ok(blocks)
+    }
+
+    /// One prediction per item of the batch, each at its own timestep. Latent sizes need not be powers of two.
+    ///
+    /// # Shapes
+    /// `latents` (B, 4, h, w), `timesteps` (B) f32 in 0…999, `context` (B, T, D) → (B, 4, h, w)
+    pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
+        let time = self.time_embedding.forward(timesteps)?;
+        let mut xs = self.conv_in.forward(latents)?;
+        let mut skips = vec![xs.clone()];
+        for (level, sampler) in &self.down {
+            for i in 0..level.resnets.len() {
+                xs = level.step(i, &xs, &time, context)?;
+                skips.push(xs.clone());
+            }
+            if let Some(sampler) = sampler {
+                xs = sampler.forward(&xs)?;
+                skips.push(xs.clone());
+            }
+        }
+        xs = self.middle.forward(&xs, &time, context)?;
+        for (level, sampler) in &self.up {
+            for i in 0..level.resnets.len() {
+                // `build_up` popped the same stack, so there is one left.
+                let skip = skips.pop().ok_or_else(|| candle_core::Error::Msg("U-Net without skip connection".into()))?;
+                xs = level.step(i, &Tensor::cat(&[&xs, &skip], 1)?, &time, context)?;
+            }
+            if let (Some(sampler), Some(skip)) = (sampler, skips.last()) {
+                let (_, _, height, width) = skip.dims4()?;
+                xs = sampler.forward(&xs, (height, width))?;
+            }
+        }
+        self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)
+    }
+}
