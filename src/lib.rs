@@ -1,4 +1,5 @@
 //! Adapts semantic segmenters to places nobody labelled.
 pub mod base;
 pub mod io;
+pub mod labels;
 pub mod nn;
