@@ -1,5 +1,6 @@
 //! Adapts semantic segmenters to places nobody labelled.
 pub mod base;
+pub mod data;
 pub mod io;
 pub mod labels;
 pub mod nn;

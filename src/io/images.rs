@@ -74,9 +74,7 @@ pub fn read_rgb(path: &Path) -> Result<RgbImage> {
         DynamicImage::ImageLuma16(_)
         | DynamicImage::ImageLumaA16(_)
         | DynamicImage::ImageRgb16(_)
-        | DynamicImage::ImageRgba16(_) => {
-            decoded.into_rgb16().into_raw().into_iter().map(|value| (value >> 8) as u8).collect()
-        }
+        | DynamicImage::ImageRgba16(_) => decoded.into_rgb16().into_raw().into_iter().map(|value| (value >> 8) as u8).collect(),
         other => other.into_rgb8().into_raw(),
     };
     Ok(RgbImage { height, width, pixels })
