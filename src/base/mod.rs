@@ -5,6 +5,7 @@ pub mod heap;
 pub mod interrupt;
 pub mod progress;
 pub mod rng;
+pub mod suggest;
 
 pub use error::{Error, Result};
 pub use rng::Rng;

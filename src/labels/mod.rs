@@ -1,0 +1,11 @@
+//! Label maps and what their numbers mean. Train ids are 0…C−1 and [`IGNORE`]; label ids are what a dataset's files hold.
+
+mod classes;
+mod id_map;
+mod label_map;
+mod overlay;
+
+pub use classes::Classes;
+pub use id_map::IdMap;
+pub use label_map::{IGNORE, LabelMap};
+pub use overlay::{colorize, overlay};
