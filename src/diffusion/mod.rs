@@ -4,6 +4,7 @@
 
 pub mod denoising;
 pub mod folder;
+pub mod model;
 pub mod noise_schedule;
 pub mod sampler;
 pub mod text_to_image;

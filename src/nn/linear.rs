@@ -104,8 +104,8 @@ impl Linear {
         let Some(plan) = builder.adapters().filter(|plan| plan.covers(builder.path())) else { return Ok(None) };
         let place = builder.pp("lora");
         let std = 1.0 / plan.rank as f32;
-        let down = place.get_trainable(&[plan.rank, in_features], "down.weight", Init::Normal { std })?;
-        let up = place.get_trainable(&[out_features, plan.rank], "up.weight", Init::Zeros)?;
+        let down = place.get_adapter(&[plan.rank, in_features], "down.weight", Init::Normal { std })?;
+        let up = place.get_adapter(&[out_features, plan.rank], "up.weight", Init::Zeros)?;
         Ok(Some(Adapter::new(down, up, f64::from(plan.alpha) / plan.rank as f64)))
     }
 

@@ -270,9 +270,29 @@ impl Builder {
         Ok(if self.frozen { var.as_detached_tensor() } else { var.as_tensor().clone() })
     }
 
-    /// A trainable weight even below [`Builder::frozen`]: for adapters on a frozen base.
-    pub fn get_trainable(&self, shape: &[usize], name: &str, init: Init) -> Result<Tensor> {
-        Ok(self.param(shape, name, init, Kind::Weight)?.as_tensor().clone())
+    /// A weight of an adapter: trainable even below [`Builder::frozen`], and new (not missing) where the source lacks it.
+    pub fn get_adapter(&self, shape: &[usize], name: &str, init: Init) -> Result<Tensor> {
+        let var = if self.contains(name) || self.has(name) {
+            self.param(shape, name, init, Kind::Weight)?
+        } else {
+            let name = self.full(name);
+            let mut state = self.lock();
+            let var = state.draw(&name, shape, init)?;
+            state.store.params.insert(name, Param { var: var.clone(), kind: Kind::Weight });
+            var
+        };
+        Ok(var.as_tensor().clone())
+    }
+
+    /// True when a layer has already asked for `name`.
+    fn has(&self, name: &str) -> bool {
+        self.lock().store.params.contains_key(&self.full(name))
+    }
+
+    /// The builder with another seed for new parameters.
+    pub fn seeded(self, seed: u64) -> Self {
+        self.lock().seed = seed;
+        self
     }
 
     /// State that the layer updates itself.
@@ -341,6 +361,10 @@ impl State {
             },
             Source::Random => {}
         }
+        self.draw(name, shape, init)
+    }
+
+    fn draw(&self, name: &str, shape: &[usize], init: Init) -> Result<Var> {
         let mut rng = Rng::stream(self.seed, "init", &[fnv(name)]);
         Ok(Var::from_tensor(&init.draw(shape, &mut rng, &self.device)?)?)
     }

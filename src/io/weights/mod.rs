@@ -3,6 +3,7 @@
 pub mod efficientnet;
 pub mod mit;
 pub mod mmseg;
+pub mod diffusers;
 mod safetensors_file;
 
 pub use safetensors_file::{SafetensorsFile, read_metadata, save};
@@ -10,6 +11,7 @@ pub use safetensors_file::{SafetensorsFile, read_metadata, save};
 use crate::base::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Named tensors that are read one by one, so that a file is never held twice in memory.
 pub trait TensorSource: Send + Sync {
@@ -34,6 +36,14 @@ impl TensorSource for BTreeMap<String, Tensor> {
         let tensor = self.get(name).ok_or_else(|| Error::Usage(format!("no tensor named `{name}`")))?;
         Ok(tensor.to_device(device)?)
     }
+}
+
+/// Opens a weight file of any supported format.
+///
+/// # Errors
+/// A missing, truncated or foreign file.
+pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
+    Ok(Box::new(SafetensorsFile::open(path)?))
 }
 
 /// A source seen under other names: `rename` gives our name for each of theirs, `None` drops the tensor on purpose.

@@ -40,7 +40,13 @@ pub(super) struct ResnetBlock {
 
 impl ResnetBlock {
     /// `time_dim`: width of the timestep embedding, if the block takes one.
-    pub fn new(in_channels: usize, out_channels: usize, time_dim: Option<usize>, norm: NormSpec, builder: &Builder) -> Result<Self> {
+    pub fn new(
+        in_channels: usize,
+        out_channels: usize,
+        time_dim: Option<usize>,
+        norm: NormSpec,
+        builder: &Builder,
+    ) -> Result<Self> {
         let shortcut = || conv1x1(in_channels, out_channels, &builder.pp("conv_shortcut"));
         Ok(Self {
             norm1: norm.build(in_channels, &builder.pp("norm1"))?,

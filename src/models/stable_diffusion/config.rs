@@ -84,7 +84,7 @@ fn check(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
 }
 
 /// The version that our files name as their writer's; readers use it to recognise folders older than diffusers 0.9.
-const DIFFUSERS_VERSION: &str = "0.30.0";
+pub const DIFFUSERS_VERSION: &str = "0.30.0";
 
 fn diffusers_class(class: &'static str) -> Vec<(&'static str, Value)> {
     vec![("_class_name", class.into()), ("_diffusers_version", DIFFUSERS_VERSION.into())]
@@ -460,7 +460,11 @@ impl JsonConfig for TextConfig {
     }
 
     fn class_entries() -> Vec<(&'static str, Value)> {
-        vec![("architectures", vec![Self::CLASS].into()), ("model_type", "clip_text_model".into()), ("torch_dtype", "float32".into())]
+        vec![
+            ("architectures", vec![Self::CLASS].into()),
+            ("model_type", "clip_text_model".into()),
+            ("torch_dtype", "float32".into()),
+        ]
     }
 }
 

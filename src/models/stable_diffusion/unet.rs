@@ -54,9 +54,8 @@ impl Level {
         let channels = config.block_out_channels[level];
         let norm = NormSpec { groups: config.norm_num_groups, eps: config.norm_eps };
         let time_dim = Some(4 * config.block_out_channels[0]);
-        let resnet = |(i, input): (usize, &usize)| {
-            ResnetBlock::new(*input, channels, time_dim, norm, &builder.pp("resnets").pp(i))
-        };
+        let resnet =
+            |(i, input): (usize, &usize)| ResnetBlock::new(*input, channels, time_dim, norm, &builder.pp("resnets").pp(i));
         let attention = |i| SpatialTransformer::new(transformer(config, level), &builder.pp("attentions").pp(i));
         Ok(Self {
             resnets: inputs.iter().enumerate().map(resnet).collect::<Result<_>>()?,
