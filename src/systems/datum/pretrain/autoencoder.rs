@@ -1,0 +1,183 @@
+//! First stage of the pretraining: the autoencoder.
+
+use super::{PretrainConfig, photos::Photos};
+use crate::base::metrics::Metrics;
+use crate::base::{Result, Rng};
+use crate::data::loader::Loader;
+use crate::diffusion::model::Model;
+use crate::diffusion::text_to_image::to_tensor;
+use crate::models::stable_diffusion::Vae;
+use crate::nn::Builder;
+use crate::systems::stage::Resumable;
+use crate::train::checkpoint::Checkpoint;
+use crate::train::driver::{Snapshot, Training};
+use crate::train::guard::Guard;
+use crate::train::optim::{AdamW, AdamWConfig, Group};
+use crate::train::schedule::{Schedule, Shape};
+use crate::train::Gradients;
+use candle_core::{Result as TensorResult, Tensor};
+
+/// Photos that the latents' scale is measured on.
+const SCALE_PHOTOS: usize = 128;
+
+/// Trains the autoencoder on random crops.
+pub struct Autoencoder<'a> {
+    vae: Vae,
+    model: &'a Model,
+    optimizer: AdamW,
+    guard: Guard<'static>,
+    schedule: Schedule,
+    config: PretrainConfig,
+    photos: Photos,
+    batches: Option<Loader<Tensor>>,
+}
+
+impl<'a> Autoencoder<'a> {
+    /// Trains the parameters of `model.vae` in place.
+    pub fn new(model: &'a Model, photos: &Photos, config: &PretrainConfig) -> Result<Self> {
+        let vae = Vae::new(&model.vae_config, &Builder::from_store(&model.vae))?;
+        let settings = AdamWConfig { max_gradient_norm: Some(1.0), ..AdamWConfig::default() };
+        Ok(Self {
+            vae,
+            model,
+            optimizer: AdamW::new(vec![Group::all(&model.vae, 1e-4)], settings)?,
+            guard: Guard::new(model.vae.weights(), |_| false)?,
+            schedule: cosine(config.vae.steps),
+            config: config.clone(),
+            photos: photos.clone(),
+            batches: None,
+        })
+    }
+
+    fn batch(&mut self, step: u64) -> Result<Tensor> {
+        let batches = match &mut self.batches {
+            Some(batches) => batches,
+            None => {
+                let (photos, config) = (self.photos.clone(), self.config.clone());
+                let make = move |step| crops(&photos, &config, step);
+                self.batches.insert(Loader::new(step..self.config.vae.steps, 1, 2, make)?)
+            }
+        };
+        batches.next().unwrap_or_else(|| crops(&self.photos, &self.config, step))
+    }
+}
+
+/// A cosine from the peak to 0 after 5 % warm-up.
+pub fn cosine(steps: u64) -> Schedule {
+    Schedule { shape: Shape::Cosine, steps, warmup_steps: steps / 20, ..Schedule::default() }
+}
+
+/// The photos of one step: (B, 3, side, side) in −1…1.
+fn crops(photos: &Photos, config: &PretrainConfig, step: u64) -> Result<Tensor> {
+    let crop = |item: u64| {
+        let mut rng = Rng::stream(config.seed, "autoencoder crop", &[step, item]);
+        let mut image = photos.random_crop(config.vae.crop, &mut rng)?;
+        relight(&mut image.pixels, config.vae.relight, &mut rng);
+        Ok(image)
+    };
+    to_tensor(&(0..config.vae.batch_size as u64).map(crop).collect::<Result<Vec<_>>>()?)
+}
+
+/// Changes brightness, contrast and tint of a share of the crops, so that the frozen autoencoder serves light that the photos
+/// do not show, such as dusk.
+///
+/// # Randomness
+/// One draw for the choice; then gamma, gain and three channel gains.
+fn relight(pixels: &mut [u8], probability: f32, rng: &mut Rng) {
+    if rng.uniform() >= probability {
+        return;
+    }
+    let (gamma, gain) = (rng.uniform_in(0.7, 1.6), rng.uniform_in(0.2, 1.1));
+    let tint = [0; 3].map(|_| rng.uniform_in(0.85, 1.15));
+    for (i, pixel) in pixels.iter_mut().enumerate() {
+        let value = (f32::from(*pixel) / 255.0).powf(gamma) * gain * tint[i % 3];
+        *pixel = (value.clamp(0.0, 1.0) * 255.0).round() as u8;
+    }
+}
+
+impl Training for Autoencoder<'_> {
+    fn step(&mut self, step: u64) -> Result<Metrics> {
+        let images = self.batch(step)?;
+        let moments = self.vae.encode(&images)?;
+        let mut rng = Rng::stream(self.config.seed, "autoencoder noise", &[step]);
+        let latents = moments.sample(&rng.normal_tensor(moments.mean.dims(), moments.mean.device())?)?;
+        let decoded = self.vae.decode(&latents)?;
+        let terms = Terms::new(&images, &decoded, &moments.mean, &moments.logvar)?;
+        let loss = terms.total(&self.config)?;
+        let gradients = Gradients::of(&loss, self.optimizer.parameters())?;
+        let rate = self.schedule.learning_rate(self.config.vae.learning_rate, step);
+        let norm = self.optimizer.step(&gradients, rate)?;
+        self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
+        let number = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
+        Ok(Metrics::from([
+            ("loss".into(), number(&loss)?),
+            ("pixel".into(), number(&terms.pixel)?),
+            ("colour".into(), number(&terms.colour)?),
+            ("kl".into(), number(&terms.kl)?),
+            ("gradient_norm".into(), norm),
+            ("learning_rate".into(), rate),
+        ]))
+    }
+
+    fn snapshot(&self) -> Result<Snapshot> {
+        let parts = vec![("weights", self.model.vae.tensors()), ("optimizer", self.optimizer.state()?)];
+        Ok(Snapshot { parts, ..Snapshot::default() })
+    }
+}
+
+impl Resumable for Autoencoder<'_> {
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.model.vae.load(&checkpoint.part("weights")?)?;
+        self.optimizer.load_state(&checkpoint.part("optimizer")?)
+    }
+}
+
+/// The parts of the autoencoder's loss.
+struct Terms {
+    pixel: Tensor,
+    edge: Tensor,
+    colour: Tensor,
+    kl: Tensor,
+}
+
+impl Terms {
+    fn new(images: &Tensor, decoded: &Tensor, mean: &Tensor, logvar: &Tensor) -> Result<Self> {
+        let error = (decoded - images)?;
+        let edge = (slope(&error, 2)?.abs()?.mean_all()? + slope(&error, 3)?.abs()?.mean_all()?)?;
+        // Street photos are nearly grey: without a term of their own, colours would be learned last.
+        let green = error.narrow(1, 1, 1)?;
+        let colour = (error.narrow(1, 0, 1)? - &green)?.abs()?.mean_all()?;
+        let colour = (colour + (error.narrow(1, 2, 1)? - &green)?.abs()?.mean_all()?)?;
+        let kl = (((mean.sqr()? + logvar.exp()?)? - logvar)? - 1.0)?.mean_all()?.affine(0.5, 0.0)?;
+        Ok(Self { pixel: error.abs()?.mean_all()?, edge, colour, kl })
+    }
+
+    fn total(&self, config: &PretrainConfig) -> TensorResult<Tensor> {
+        let vae = &config.vae;
+        let weighted = ((&self.edge * vae.edge_weight)? + (&self.colour * vae.colour_weight)?)?;
+        (&self.pixel + weighted)? + (&self.kl * vae.kl_weight)?
+    }
+}
+
+/// Differences of neighbours along `dim`.
+fn slope(xs: &Tensor, dim: usize) -> TensorResult<Tensor> {
+    let length = xs.dim(dim)? - 1;
+    xs.narrow(dim, 1, length)? - xs.narrow(dim, 0, length)?
+}
+
+/// What brings the latents of the photos to unit variance.
+///
+/// # Source
+/// Latent Diffusion, section D.1: one over the standard deviation of the latents.
+pub fn scaling_factor(model: &Model, photos: &Photos, seed: u64) -> Result<f64> {
+    let vae = model.frozen_vae()?;
+    let (mut sum, mut squares, mut count) = (0f64, 0f64, 0f64);
+    for index in 0..photos.len().min(SCALE_PHOTOS) {
+        let moments = vae.encode(&to_tensor(&[photos.whole(index, false)?])?)?;
+        let noise = Rng::stream(seed, "latent scale", &[index as u64]).normal_tensor(moments.mean.dims(), moments.mean.device())?;
+        for value in moments.sample(&noise)?.flatten_all()?.to_vec1::<f32>()? {
+            (sum, squares, count) = (sum + f64::from(value), squares + f64::from(value).powi(2), count + 1.0);
+        }
+    }
+    Ok(1.0 / (squares / count - (sum / count).powi(2)).sqrt())
+}

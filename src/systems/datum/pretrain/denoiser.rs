@@ -1,0 +1,136 @@
+//! Second stage of the pretraining: the U-Net and the text encoder.
+
+use super::autoencoder::cosine;
+use super::{PretrainConfig, photos::Photos};
+use crate::base::metrics::Metrics;
+use crate::base::{Result, Rng};
+use crate::diffusion::denoising::{Denoised, Draws};
+use crate::diffusion::model::Model;
+use crate::diffusion::noise_schedule::NoiseSchedule;
+use crate::diffusion::text_to_image::{to_tensor, token_ids};
+use crate::models::stable_diffusion::{Moments, TextEncoder, UNet, Vae};
+use crate::nn::{Builder, ParamStore};
+use crate::systems::stage::Resumable;
+use crate::train::checkpoint::Checkpoint;
+use crate::train::driver::{Snapshot, Training};
+use crate::train::guard::Guard;
+use crate::train::optim::{AdamW, AdamWConfig, Group};
+use crate::train::schedule::Schedule;
+use crate::train::{Gradients, ema};
+use candle_core::Tensor;
+use std::collections::BTreeMap;
+
+/// Trains U-Net and text encoder together on the latents of whole photos.
+pub struct Denoiser<'a> {
+    model: &'a Model,
+    unet: UNet,
+    text: TextEncoder,
+    vae: Vae,
+    noise_levels: NoiseSchedule,
+    /// Trained parameters, `unet.…` and `text_encoder.…`.
+    parameters: ParamStore,
+    /// Their running average, which is kept in the end.
+    average: ParamStore,
+    optimizer: AdamW,
+    guard: Guard<'static>,
+    schedule: Schedule,
+    config: PretrainConfig,
+    photos: &'a Photos,
+    /// Posterior moments by (photo, mirrored): the autoencoder is frozen now.
+    encoded: BTreeMap<(usize, bool), Moments>,
+}
+
+impl<'a> Denoiser<'a> {
+    /// Trains the parameters of `model.unet` and `model.text` in place.
+    pub fn new(model: &'a Model, photos: &'a Photos, config: &PretrainConfig) -> Result<Self> {
+        let mut parameters = model.unet.prefixed("unet");
+        parameters.merge(&model.text.prefixed("text_encoder"));
+        let settings = AdamWConfig { max_gradient_norm: Some(1.0), ..AdamWConfig::default() };
+        // Words that no caption holds have no gradient in single steps; position and token tables are sparse by nature.
+        let sparse = |name: &str| name.contains("embeddings");
+        Ok(Self {
+            model,
+            unet: UNet::new(&model.unet_config, &Builder::from_store(&model.unet))?,
+            text: TextEncoder::new(&model.text_config, &Builder::from_store(&model.text))?,
+            vae: model.frozen_vae()?,
+            noise_levels: model.schedule()?,
+            average: ema::copy(&parameters)?,
+            optimizer: AdamW::new(vec![Group::all(&parameters, 1e-2)], settings)?,
+            guard: Guard::new(parameters.weights(), sparse)?,
+            parameters,
+            schedule: cosine(config.unet.steps),
+            config: config.clone(),
+            photos,
+            encoded: BTreeMap::new(),
+        })
+    }
+
+    /// Leaves the averaged weights in the model.
+    pub fn finish(&self) -> Result<()> {
+        if self.config.unet.ema_decay > 0.0 { self.parameters.copy_from(&self.average) } else { Ok(()) }
+    }
+
+    fn latents(&mut self, index: usize, flip: bool, rng: &mut Rng) -> Result<Tensor> {
+        if !self.encoded.contains_key(&(index, flip)) {
+            let moments = self.vae.encode(&to_tensor(&[self.photos.whole(index, flip)?])?)?;
+            self.encoded.insert((index, flip), moments);
+        }
+        let moments = &self.encoded[&(index, flip)];
+        let noise = rng.normal_tensor(moments.mean.dims(), moments.mean.device())?;
+        Ok((moments.sample(&noise)? * self.vae.scaling_factor())?)
+    }
+
+    /// Latents and captions of one step.
+    ///
+    /// # Randomness
+    /// Per item: photo, mirror, latent noise, caption, caption dropout.
+    fn batch(&mut self, step: u64) -> Result<(Tensor, Vec<String>)> {
+        let (mut latents, mut captions) = (Vec::new(), Vec::new());
+        for item in 0..self.config.unet.batch_size as u64 {
+            let mut rng = Rng::stream(self.config.seed, "denoiser item", &[step, item]);
+            let index = rng.below(self.photos.len());
+            let flip = self.photos.draw_flip(&mut rng);
+            latents.push(self.latents(index, flip, &mut rng)?);
+            let caption = self.photos.caption(index, &mut rng).to_string();
+            captions.push(if rng.uniform() < self.config.unet.caption_dropout { String::new() } else { caption });
+        }
+        Ok((Tensor::cat(&latents, 0)?, captions))
+    }
+}
+
+impl Training for Denoiser<'_> {
+    fn step(&mut self, step: u64) -> Result<Metrics> {
+        let (latents, captions) = self.batch(step)?;
+        let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+        let context = self.text.forward(&token_ids(&self.model.tokenizer, &captions)?)?;
+        let draws = Draws::new(&latents, self.noise_levels.num_train_timesteps(), self.config.seed, step)?;
+        let loss = Denoised::new(&self.unet, &self.noise_levels, &latents, &context, &draws)?.loss()?;
+        let gradients = Gradients::of(&loss, self.optimizer.parameters())?;
+        let rate = self.schedule.learning_rate(self.config.unet.learning_rate, step);
+        let norm = self.optimizer.step(&gradients, rate)?;
+        self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
+        ema::update(&self.average, &self.parameters, ema::ramp(self.config.unet.ema_decay, step))?;
+        Ok(Metrics::from([
+            ("loss".into(), f64::from(loss.to_scalar::<f32>()?)),
+            ("gradient_norm".into(), norm),
+            ("learning_rate".into(), rate),
+        ]))
+    }
+
+    fn snapshot(&self) -> Result<Snapshot> {
+        let parts = vec![
+            ("weights", self.parameters.tensors()),
+            ("average", self.average.tensors()),
+            ("optimizer", self.optimizer.state()?),
+        ];
+        Ok(Snapshot { parts, ..Snapshot::default() })
+    }
+}
+
+impl Resumable for Denoiser<'_> {
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.parameters.load(&checkpoint.part("weights")?)?;
+        self.average.load(&checkpoint.part("average")?)?;
+        self.optimizer.load_state(&checkpoint.part("optimizer")?)
+    }
+}

@@ -1,0 +1,123 @@
+//! `datum pretrain`: a small Stable Diffusion of one's own, from unlabelled photos.
+//!
+//! Two stages: the autoencoder learns to compress photos ([`autoencoder`]), then the U-Net and text encoder learn to denoise
+//! its latents ([`denoiser`]). The result is a diffusers folder that every other verb takes as `--base`.
+
+mod autoencoder;
+mod denoiser;
+mod photos;
+
+use super::config::{PretrainConfig, UnetTraining, VaeTraining};
+use crate::base::progress::Progress;
+use crate::base::{Error, Result};
+use crate::diffusion::model::Model;
+use crate::io::tokenizer::Tokenizer;
+use crate::models::stable_diffusion::config::{DownBlock, PerLevel, UpBlock};
+use crate::models::stable_diffusion::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
+use crate::systems::stage::Stage;
+use crate::train::checkpoint::Resume;
+use crate::train::run_dir::RunDir;
+use photos::Photos;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Runs both stages and returns the diffusers folder, `model/` in the run.
+///
+/// # Errors
+/// Unusable photos or captions; an architecture that does not fit the size; interruption.
+pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progress: &dyn Progress) -> Result<PathBuf> {
+    let photos = Photos::open(config, progress)?;
+    let mut model = start(config, &photos)?;
+    let factor = model.vae_config.downsampling();
+    if config.size.height % factor != 0 || config.size.width % factor != 0 {
+        return Err(Error::Usage(format!(
+            "size {}x{} is no multiple of {factor}, the autoencoder's reduction",
+            config.size.height, config.size.width
+        )));
+    }
+    if config.base == "scratch" {
+        let stage = stage(config, run, "autoencoder", "vae", config.vae.steps, resume, progress)?;
+        stage.train(&mut autoencoder::Autoencoder::new(&model, &photos, config)?)?;
+        model.vae_config.scaling_factor = autoencoder::scaling_factor(&model, &photos, config.seed)?;
+    }
+    let stage = stage(config, run, "denoiser", "unet", config.unet.steps, resume, progress)?;
+    let mut denoiser = denoiser::Denoiser::new(&model, &photos, config)?;
+    stage.train(&mut denoiser)?;
+    denoiser.finish()?;
+    let folder = run.path().join("model");
+    model.save(&folder)?;
+    progress.say(&format!("model: {}", folder.display()));
+    Ok(folder)
+}
+
+fn stage<'a>(
+    config: &PretrainConfig,
+    run: &'a RunDir,
+    name: &'a str,
+    folder: &'a str,
+    steps: u64,
+    resume: Option<&'a Resume>,
+    progress: &'a dyn Progress,
+) -> Result<Stage<'a>> {
+    let whole = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))?;
+    let mut identity: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    for key in ["seed", "size", "base", if folder == "vae" { "vae" } else { "unet" }] {
+        identity.insert(key.into(), whole[key].clone());
+    }
+    let checkpointing_steps = config.checkpointing_steps;
+    Ok(Stage { run, name, folder, steps, checkpointing_steps, keep: 1, identity, resume, progress })
+}
+
+/// The model before training.
+fn start(config: &PretrainConfig, photos: &Photos) -> Result<Model> {
+    if config.base != "scratch" {
+        return Model::open(Path::new(&config.base));
+    }
+    let tokenizer = Tokenizer::train(&photos.vocabulary(), config.unet.vocabulary, config.unet.text_length)?;
+    let configs = (unet_config(&config.unet, config), vae_config(&config.vae, config), text_config(&config.unet, &tokenizer));
+    Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)
+}
+
+fn unet_config(unet: &UnetTraining, config: &PretrainConfig) -> UNetConfig {
+    let down = |&attends: &bool| if attends { DownBlock::CrossAttnDownBlock2D } else { DownBlock::DownBlock2D };
+    let up = |&attends: &bool| if attends { UpBlock::CrossAttnUpBlock2D } else { UpBlock::UpBlock2D };
+    let factor = 1 << (config.vae.channels.len() - 1);
+    UNetConfig {
+        in_channels: config.vae.latent_channels,
+        out_channels: config.vae.latent_channels,
+        block_out_channels: unet.channels.clone(),
+        layers_per_block: unet.layers_per_block,
+        cross_attention_dim: unet.text_width,
+        attention_head_dim: PerLevel::All(unet.heads),
+        down_block_types: unet.attention.iter().map(down).collect(),
+        up_block_types: unet.attention.iter().rev().map(up).collect(),
+        norm_num_groups: unet.norm_groups,
+        sample_size: config.size.height / factor,
+        ..UNetConfig::default()
+    }
+}
+
+fn vae_config(vae: &VaeTraining, config: &PretrainConfig) -> VaeConfig {
+    VaeConfig {
+        latent_channels: vae.latent_channels,
+        block_out_channels: vae.channels.clone(),
+        down_block_types: vec!["DownEncoderBlock2D".into(); vae.channels.len()],
+        up_block_types: vec!["UpDecoderBlock2D".into(); vae.channels.len()],
+        layers_per_block: vae.layers_per_block,
+        norm_num_groups: vae.norm_groups,
+        sample_size: config.size.height,
+        ..VaeConfig::default()
+    }
+}
+
+fn text_config(unet: &UnetTraining, tokenizer: &Tokenizer) -> TextConfig {
+    TextConfig {
+        vocab_size: tokenizer.vocab_size(),
+        hidden_size: unet.text_width,
+        intermediate_size: 4 * unet.text_width,
+        num_hidden_layers: unet.text_layers,
+        num_attention_heads: unet.heads,
+        max_position_embeddings: unet.text_length,
+        ..TextConfig::default()
+    }
+}

@@ -1,0 +1,136 @@
+//! The photos and captions of a pretraining.
+
+use super::PretrainConfig;
+use crate::base::progress::Progress;
+use crate::base::{Error, Result, Rng};
+use crate::data::resize::antialiased;
+use crate::data::transforms::Example;
+use crate::io::images::{self, RgbImage};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Photos with captions.
+#[derive(Debug, Clone)]
+pub struct Photos {
+    paths: Vec<PathBuf>,
+    /// The captions of each photo; one is drawn each time it is used.
+    captions: Vec<Vec<String>>,
+    /// (height, width) that photos are resized to cover.
+    size: (usize, usize),
+    flip: f32,
+}
+
+/// One line of a captions file.
+#[derive(Debug, Deserialize)]
+struct Caption {
+    file_name: String,
+    text: Texts,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Texts {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Photos {
+    /// The readable photos of `config.images`; the others are reported.
+    ///
+    /// # Errors
+    /// No photo, or captions that cannot be read.
+    pub fn open(config: &PretrainConfig, progress: &dyn Progress) -> Result<Self> {
+        let folder = Path::new(&config.images);
+        let scan = images::scan(folder)?;
+        if let Some(line) = images::unreadable_line(&scan.unreadable, scan.images.len() + scan.unreadable.len()) {
+            progress.warn(&line);
+        }
+        if scan.images.is_empty() {
+            return Err(Error::data(folder, "photos to learn from", "none", "check `--images`"));
+        }
+        let named = if config.captions.is_empty() { BTreeMap::new() } else { read_captions(Path::new(&config.captions))? };
+        let caption = |path: &PathBuf| {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            named.get(name).cloned().unwrap_or_else(|| vec![config.template.clone()])
+        };
+        let captions: Vec<Vec<String>> = scan.images.iter().map(caption).collect();
+        if !named.is_empty() {
+            let own = captions.iter().filter(|texts| texts[0] != config.template).count();
+            progress.say(&format!("captions: {own} of {} photos have their own", scan.images.len()));
+        }
+        Ok(Self { paths: scan.images, captions, size: (config.size.height, config.size.width), flip: config.flip })
+    }
+
+    /// Number of photos.
+    pub fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// Texts that the tokenizer learns from: all captions, and the prompts that ship with the program, so that their words
+    /// are in the vocabulary.
+    pub fn vocabulary(&self) -> Vec<String> {
+        let shipped = crate::prompting::shipped().flat_map(|(_, text)| text.lines().map(str::to_string));
+        self.captions.iter().flatten().cloned().chain(shipped.filter(|line| !line.starts_with('#'))).collect()
+    }
+
+    /// One of the photo's captions.
+    pub fn caption(&self, index: usize, rng: &mut Rng) -> &str {
+        let texts = &self.captions[index];
+        &texts[rng.below(texts.len())]
+    }
+
+    /// Whether a use of a photo mirrors it.
+    pub fn draw_flip(&self, rng: &mut Rng) -> bool {
+        rng.uniform() < self.flip
+    }
+
+    /// The photo resized to cover the size and cropped in the middle, mirrored if asked for.
+    pub fn whole(&self, index: usize, flip: bool) -> Result<RgbImage> {
+        let cover = self.covering(index)?;
+        let (height, width) = self.size;
+        let offset = ((cover.image.height - height) / 2, (cover.image.width - width) / 2);
+        let cropped = cover.crop(offset, self.size);
+        Ok(if flip { cropped.flip() } else { cropped }.image)
+    }
+
+    /// A random square crop of a random photo.
+    ///
+    /// # Randomness
+    /// The photo, top, left, the mirror.
+    pub fn random_crop(&self, side: usize, rng: &mut Rng) -> Result<RgbImage> {
+        let cover = self.covering(rng.below(self.len()))?;
+        let side = side.min(self.size.0).min(self.size.1);
+        let offset = (rng.below(cover.image.height - side + 1), rng.below(cover.image.width - side + 1));
+        let cropped = cover.crop(offset, (side, side));
+        Ok(if self.draw_flip(rng) { cropped.flip() } else { cropped }.image)
+    }
+
+    fn covering(&self, index: usize) -> Result<Example> {
+        let image = images::read_rgb(&self.paths[index])?;
+        let scale = (self.size.0 as f64 / image.height as f64).max(self.size.1 as f64 / image.width as f64);
+        let cover = |side: usize, least: usize| ((side as f64 * scale).round() as usize).max(least);
+        let size = (cover(image.height, self.size.0), cover(image.width, self.size.1));
+        Ok(Example { image: antialiased(&image, size), label: None })
+    }
+}
+
+fn read_captions(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let mut captions = BTreeMap::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let caption: Caption = serde_json::from_str(line).map_err(|e| {
+            let expected = "one JSON object a line: {\"file_name\": \"a.jpg\", \"text\": \"a photo of cars\"}";
+            Error::data(path, expected, format!("line {}: {e}", number + 1), "correct that line")
+        })?;
+        let texts = match caption.text {
+            Texts::One(text) => vec![text],
+            Texts::Many(texts) => texts,
+        };
+        if texts.is_empty() {
+            return Err(Error::data(path, "at least one text a photo", format!("none in line {}", number + 1), "correct that line"));
+        }
+        captions.insert(caption.file_name, texts);
+    }
+    Ok(captions)
+}

@@ -1,0 +1,73 @@
+//! One training stage of a run: resume, checkpoints, metrics and progress around a [`Training`].
+
+use crate::base::Result;
+use crate::base::progress::Progress;
+use crate::train::checkpoint::{Checkpoint, Checkpointer, Resume};
+use crate::train::driver::{Driver, Training};
+use crate::train::run_dir::{MetricsLog, RunDir};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A training that can go on from a checkpoint of its own.
+pub trait Resumable: Training {
+    /// Takes back what [`Training::snapshot`] gave.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()>;
+}
+
+/// How a stage runs.
+pub struct Stage<'a> {
+    /// The run it belongs to.
+    pub run: &'a RunDir,
+    /// Shown to the user.
+    pub name: &'a str,
+    /// Below `checkpoints/`; empty for the only stage of a run.
+    pub folder: &'a str,
+    /// Length in steps.
+    pub steps: u64,
+    /// Full state every so many steps.
+    pub checkpointing_steps: u64,
+    /// Full states that are kept.
+    pub keep: usize,
+    /// Values that a checkpoint must share to be continued.
+    pub identity: BTreeMap<String, Value>,
+    /// Where to go on from.
+    pub resume: Option<&'a Resume>,
+    /// What a person sees.
+    pub progress: &'a dyn Progress,
+}
+
+impl Stage<'_> {
+    /// Where the stage's checkpoints lie.
+    pub fn checkpoints(&self) -> PathBuf {
+        if self.folder.is_empty() { self.run.checkpoints() } else { self.run.checkpoints().join(self.folder) }
+    }
+
+    /// Runs the stage from its newest checkpoint (when resuming) to its end.
+    ///
+    /// # Errors
+    /// As [`Driver::run`]; nothing to resume.
+    pub fn train(&self, training: &mut dyn Resumable) -> Result<()> {
+        let checkpointer = Checkpointer::new(self.checkpoints(), self.keep, self.identity.clone());
+        let mut done = 0;
+        let checkpoint = match self.resume {
+            None => None,
+            // A later stage has no checkpoint yet when an earlier one was stopped.
+            Some(Resume::Latest) => checkpointer.latest(self.progress)?,
+            Some(path) => Some(checkpointer.resume(path, self.progress)?),
+        };
+        if let Some(checkpoint) = checkpoint {
+            training.restore(&checkpoint)?;
+            done = checkpoint.step();
+            self.progress.say(&format!("{}: goes on after step {done} of {}", self.name, self.steps));
+        }
+        if done >= self.steps {
+            return Ok(());
+        }
+        let name = if self.folder.is_empty() { "metrics.jsonl".into() } else { format!("metrics-{}.jsonl", self.folder) };
+        let mut metrics = MetricsLog::open(&self.run.path().join(name), done)?;
+        let mut driver = Driver::new(self.name, &checkpointer, self.checkpointing_steps, self.progress);
+        driver.sinks.push(&mut metrics);
+        self.run.timed(self.name, || driver.run(done..self.steps, training))
+    }
+}
