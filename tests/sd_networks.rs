@@ -1,0 +1,196 @@
+//! U-Net, autoencoder and text encoder against PyTorch: outputs, the gradient of every parameter and input
+//! (tests/golden/sd.safetensors) and the names of the published files (tests/golden/sd_keys.json); both from
+//! tests/golden/sd.py.
+
+#[path = "support/fill.rs"]
+mod fill;
+#[path = "support/sd.rs"]
+mod sd;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, Var};
+use datum::base::Result;
+use datum::io::weights::{SafetensorsFile, TensorSource};
+use datum::models::stable_diffusion::config::{PerLevel, TextActivation};
+use datum::models::stable_diffusion::{TextConfig, TextEncoder, UNet, UNetConfig, Vae, VaeConfig};
+use datum::nn::{Builder, ParamStore};
+use fill::image;
+use std::collections::BTreeMap;
+
+/// Tolerance of outputs: f32 through a whole network, relative to the norm or the largest value.
+const OUTPUT: f64 = 1e-4;
+/// Tolerance of gradients, likewise.
+const GRADIENT: f64 = 1e-3;
+/// A parameter whose gradient is below this share of the whole gradient's norm is rounding noise: the bias of a key
+/// projection moves all scores of a query alike and has the true gradient 0.
+const NOISE: f64 = 1e-4;
+
+fn golden(name: &str) -> Tensor {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sd.safetensors");
+    SafetensorsFile::open(path.as_ref()).unwrap().load(name, &Device::Cpu).unwrap()
+}
+
+/// Norm, largest absolute value, scalar product with `image(name)`, 16 evenly spaced values.
+fn summary(name: &str, tensor: &Tensor) -> Vec<f64> {
+    let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    let weights: Vec<f32> = image(name, &[values.len()]).to_vec1().unwrap();
+    let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let max = values.iter().fold(0f64, |max, v| max.max(f64::from(v.abs())));
+    let dot = values.iter().zip(&weights).map(|(v, w)| f64::from(*v) * f64::from(*w)).sum();
+    let picked = (0..16).map(|i| f64::from(values[i * (values.len() - 1) / 15]));
+    [norm, max, dot].into_iter().chain(picked).collect()
+}
+
+/// The largest error, norms and products relative to the norm, values relative to the largest one.
+fn error(found: &[f64], expected: &[f32], floor: f64) -> f64 {
+    let (norm, max) = (f64::from(expected[0]).max(floor), f64::from(expected[1]).max(floor));
+    let relative = |i: usize| (found[i] - f64::from(expected[i])).abs() / if i == 0 || i == 2 { norm } else { max };
+    (0..found.len()).map(relative).fold(0.0, f64::max)
+}
+
+fn assert_close(case: &str, name: &str, found: &Tensor, tolerance: f64) {
+    let expected: Vec<f32> = golden(&format!("{case}/{name}")).to_vec1().unwrap();
+    let worst = error(&summary(name, found), &expected, 1e-12);
+    println!("{case}/{name}: error {worst:.1e}");
+    assert!(worst < tolerance, "{case}/{name}: {worst:e}\n{:?}\n{expected:?}", summary(name, found));
+}
+
+/// The gradients of all parameters of `store`.
+fn assert_gradients(case: &str, store: &ParamStore, gradients: &GradStore) {
+    let expected: Vec<Vec<f32>> = golden(&format!("{case}/gradients")).to_vec2().unwrap();
+    assert_eq!(store.len(), expected.len());
+    let total = expected.iter().map(|row| f64::from(row[0]).powi(2)).sum::<f64>().sqrt();
+    let mut worst = 0f64;
+    for ((name, var), expected) in store.weights().zip(&expected) {
+        let found = gradients.get(var).unwrap_or_else(|| panic!("{case}: no gradient for {name}"));
+        let error = error(&summary(name, found), expected, NOISE * total);
+        assert!(error < GRADIENT, "{case}, gradient of {name}: {error:e}");
+        worst = worst.max(error);
+    }
+    println!("{case}: {} gradients, error {worst:.1e}", expected.len());
+}
+
+/// A loss that reaches every value of a result with its own weight.
+fn weighted(name: &str, tensor: &Tensor) -> Tensor {
+    (tensor * image(name, tensor.dims())).unwrap().sum_all().unwrap()
+}
+
+fn input(name: &str, shape: &[usize], scale: f64) -> Var {
+    Var::from_tensor(&(image(name, shape) * scale).unwrap()).unwrap()
+}
+
+fn timesteps(values: &[f32]) -> Tensor {
+    Tensor::new(values, &Device::Cpu).unwrap()
+}
+
+fn check_unet(case: &str, config: &UNetConfig, latents: &[usize], context: &[usize], steps: &[f32]) {
+    let (unet, store) = sd::filled_unet(config);
+    let (latents, context) = (input("lat", latents, 0.5), input("ctx", context, 1.0));
+    let out = unet.forward(&latents, &timesteps(steps), &context).unwrap();
+    assert_close(case, "output", &out, OUTPUT);
+    let gradients = weighted("loss", &out).backward().unwrap();
+    assert_close(case, "latents", gradients.get(&latents).unwrap(), GRADIENT);
+    assert_close(case, "context", gradients.get(&context).unwrap(), GRADIENT);
+    assert_gradients(case, &store, &gradients);
+}
+
+#[test]
+fn unet_in_the_style_of_sd_1() {
+    check_unet("unet_1", &sd::unet_1(), &[2, 4, 8, 8], &[2, 16, 32], &[500.0, 7.0]);
+}
+
+#[test]
+fn unet_in_the_style_of_sd_2_on_latents_that_are_no_powers_of_two() {
+    check_unet("unet_2", &sd::unet_2(), &[1, 4, 10, 14], &[1, 7, 24], &[999.0]);
+}
+
+#[test]
+fn unet_on_odd_latents() {
+    check_unet("unet_odd", &sd::unet_2(), &[1, 4, 6, 9], &[1, 7, 24], &[0.0]);
+}
+
+#[test]
+fn unet_of_a_batch_is_that_of_its_items() {
+    let (unet, _) = sd::filled_unet(&sd::unet_1());
+    let (latents, context) = (image("batch", &[3, 4, 8, 6]), image("contexts", &[3, 16, 32]));
+    let steps = [999.0, 0.0, 321.0];
+    let together = unet.forward(&latents, &timesteps(&steps), &context).unwrap();
+    for (i, step) in steps.into_iter().enumerate() {
+        let (one, its) = (latents.narrow(0, i, 1).unwrap(), context.narrow(0, i, 1).unwrap());
+        let alone = unet.forward(&one, &timesteps(&[step]), &its).unwrap();
+        let difference = (alone - together.narrow(0, i, 1).unwrap()).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(difference.to_scalar::<f32>().unwrap() < 1e-5);
+    }
+}
+
+#[test]
+fn autoencoder() {
+    let (vae, store) = sd::filled_vae();
+    let (images, latents) = (input("img", &[2, 3, 16, 24], 0.5), input("lat", &[2, 4, 6, 5], 1.0));
+    let moments = vae.encode(&images).unwrap();
+    let sample = moments.sample(&image("noise", &[2, 4, 8, 12])).unwrap();
+    let decoded = vae.decode(&latents).unwrap();
+    let results = [("mean", &moments.mean), ("logvar", &moments.logvar), ("sample", &sample), ("decoded", &decoded)];
+    let mut loss = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
+    for (name, result) in results {
+        assert_close("vae", name, result, OUTPUT);
+        loss = (loss + weighted(name, result)).unwrap();
+    }
+    let gradients = loss.backward().unwrap();
+    assert_close("vae", "images", gradients.get(&images).unwrap(), GRADIENT);
+    assert_close("vae", "latents", gradients.get(&latents).unwrap(), GRADIENT);
+    assert_gradients("vae", &store, &gradients);
+}
+
+#[test]
+fn text_encoder_with_both_activations() {
+    let second: Vec<u32> = [98].into_iter().chain([7, 80].repeat(7)).chain([99]).collect();
+    let first: Vec<u32> = [98, 5, 17, 33].into_iter().chain([99; 12]).collect();
+    let ids = Tensor::new(vec![first, second], &Device::Cpu).unwrap();
+    for (case, activation) in [("text_quick_gelu", TextActivation::QuickGelu), ("text_gelu", TextActivation::Gelu)] {
+        let (encoder, store) = sd::filled_text(activation);
+        let out = encoder.forward(&ids).unwrap();
+        assert_close(case, "output", &out, OUTPUT);
+        assert_gradients(case, &store, &weighted("loss", &out).backward().unwrap());
+    }
+}
+
+/// Names and shapes without values: every tensor loads as a single zero, so that full sizes can be built at no cost.
+struct ShapesOnly(BTreeMap<String, Vec<usize>>);
+
+impl TensorSource for ShapesOnly {
+    fn origin(&self) -> String {
+        "published names".into()
+    }
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.0.clone()
+    }
+    fn load(&self, _: &str, device: &Device) -> Result<Tensor> {
+        Ok(Tensor::zeros((), candle_core::DType::F32, device)?)
+    }
+}
+
+/// Builds a network of full size; the strict check of `finish` compares its names and shapes with the published ones.
+fn check_keys<M>(part: &str, tensors: usize, values: usize, build: impl FnOnce(&Builder) -> Result<M>) {
+    let keys: BTreeMap<String, BTreeMap<String, Vec<usize>>> = serde_json::from_str(include_str!("golden/sd_keys.json")).unwrap();
+    let names = keys[part].clone();
+    assert_eq!(names.len(), tensors);
+    assert_eq!(names.values().map(|shape| shape.iter().product::<usize>()).sum::<usize>(), values);
+    let builder = Builder::from_source(ShapesOnly(names), 0);
+    build(&builder).unwrap();
+    builder.finish().unwrap();
+}
+
+#[test]
+fn names_and_shapes_are_those_of_the_published_models() {
+    let unet_2 = UNetConfig {
+        cross_attention_dim: 1024,
+        attention_head_dim: PerLevel::Each(vec![5, 10, 20, 20]),
+        use_linear_projection: true,
+        ..UNetConfig::default()
+    };
+    check_keys("unet", 686, 859_520_964, |builder| UNet::new(&UNetConfig::default(), builder));
+    check_keys("unet_2", 686, 865_910_724, |builder| UNet::new(&unet_2, builder));
+    check_keys("vae", 248, 83_653_863, |builder| Vae::new(&VaeConfig::default(), builder));
+    check_keys("text_encoder", 196, 123_060_480, |builder| TextEncoder::new(&TextConfig::default(), builder));
+}
