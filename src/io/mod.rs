@@ -1,4 +1,6 @@
 //! The only folder that opens files (and, in `hub`, sockets).
 
 pub mod atomic;
+pub mod manifest;
+pub mod png_text;
 pub mod weights;
