@@ -3,3 +3,4 @@ pub mod base;
 pub mod diffusion;
 pub mod io;
 pub mod nn;
+pub mod prompting;

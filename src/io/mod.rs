@@ -3,4 +3,5 @@
 pub mod atomic;
 pub mod manifest;
 pub mod png_text;
+pub mod text;
 pub mod weights;
