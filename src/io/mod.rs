@@ -1,9 +1,9 @@
 //! The only folder that opens files (and, in `hub`, sockets).
 
 pub mod atomic;
-<<<<<<< HEAD
 pub mod images;
-=======
 pub mod tokenizer;
->>>>>>> h/sd
+pub mod manifest;
+pub mod png_text;
+pub mod text;
 pub mod weights;
