@@ -42,6 +42,13 @@ pub fn image(name: &str, shape: &[usize]) -> Tensor {
     tensor(name, shape, |u| 2.0 * (2.0 * u - 1.0))
 }
 
+/// Labels 0…classes − 1 and, as often as each of them, 255 (ignored).
+pub fn labels(name: &str, shape: &[usize], classes: u32) -> Tensor {
+    let draw = |i| Some((uniform(name, i) * f64::from(classes + 1)) as u32).filter(|&label| label < classes).unwrap_or(255);
+    let values: Vec<u32> = (0..shape.iter().product()).map(draw).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
 /// Fills every tensor of `store`; the hashed name is `prefix` (with its dot, or empty) followed by the stored name.
 pub fn fill_store(store: &ParamStore, prefix: &str) {
     for (name, param) in store.iter() {
