@@ -17,13 +17,13 @@ fn build(encoder: &str, decoder: &str, decoder_channels: Option<usize>) -> (Enco
 }
 
 /// Compares shape, mean, mean of absolute values and six samples (tolerance 1e-4 absolute or relative).
-fn check(what: &str, tensor: &Tensor, shape: &[usize], expected: [f32; 8]) {
+fn check(what: &str, tensor: &Tensor, shape: &[usize], expected: [f64; 8]) {
     assert_eq!(tensor.dims(), shape, "{what}");
     let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
     let n = values.len();
-    let mean = |f: fn(f32) -> f32| (values.iter().map(|&x| f64::from(f(x))).sum::<f64>() / n as f64) as f32;
+    let mean = |f: fn(f32) -> f32| values.iter().map(|&x| f64::from(f(x))).sum::<f64>() / n as f64;
     let mut found = vec![mean(|x| x), mean(f32::abs)];
-    found.extend([0, 1, n / 3, n / 2, 2 * n / 3, n - 1].map(|i| values[i]));
+    found.extend([0, 1, n / 3, n / 2, 2 * n / 3, n - 1].map(|i| f64::from(values[i])));
     for (found, expected) in found.iter().zip(expected) {
         assert!((found - expected).abs() <= 1e-4 * expected.abs().max(1.0), "{what}: {found} instead of {expected}");
     }
