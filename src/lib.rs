@@ -1,4 +1,7 @@
 //! Adapts semantic segmenters to places nobody labelled.
 pub mod base;
+pub mod data;
 pub mod io;
+pub mod models;
 pub mod nn;
+pub mod uda;

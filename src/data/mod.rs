@@ -1,0 +1,4 @@
+//! Data sets, transforms and sampling.
+
+pub mod fourier;
+pub mod rare_class;

@@ -1,0 +1,5 @@
+//! Networks only.
+
+pub mod segmenter;
+
+pub use segmenter::Segmenter;
