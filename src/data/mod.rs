@@ -10,3 +10,7 @@ pub mod transforms;
 pub use dataset::{Dataset, Sample, Search};
 pub use loader::{Batch, Loader};
 pub use transforms::{Example, Item, Normalize, Pipeline};
+//! Data sets, transforms and sampling.
+
+pub mod fourier;
+pub mod rare_class;
