@@ -9,7 +9,7 @@ use super::transforms::Example;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, suggest};
 use crate::io::images;
-use crate::labels::{Classes, IdMap, LabelMap};
+use crate::labels::{Classes, IdMap, LabelMap, list_ids};
 use globset::{GlobBuilder, GlobMatcher};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -155,6 +155,11 @@ impl Dataset {
         self.labels.is_some()
     }
 
+    /// What the last `*` of the `images` glob stands for in a sample's name: its name without a suffix that all share.
+    pub fn short_name<'a>(&self, sample: &'a Sample) -> &'a str {
+        self.images.last_star(sample.image.file_name().and_then(|name| name.to_str()).unwrap_or(&sample.stem))
+    }
+
     /// The first of `preferred` that this data set has (a list file must exist); none stands for all pictures.
     pub fn first_split<'a>(&self, preferred: &[&'a str]) -> Option<&'a str> {
         let there =
@@ -207,14 +212,16 @@ impl Dataset {
     /// Picture and label.
     ///
     /// # Errors
-    /// [`Error::Data`] for missing labels, ids out of range, and a label of another size than its picture.
+    /// [`Error::Data`] for missing labels, ids out of range, and a label of another size than its picture; only errors about
+    /// the picture itself carry its path.
     pub fn load(&self, sample: &Sample) -> Result<Example> {
         let mut example = self.load_image(sample)?;
+        let (height, width) = example.size();
         let label = self.load_label(sample)?;
-        if (label.height, label.width) != (example.image.height, example.image.width) {
+        if (label.height, label.width) != (height, width) {
             return Err(Error::data(
                 sample.label.as_ref().unwrap_or(&sample.image),
-                format!("a label of {}x{} like its image (width x height)", example.image.width, example.image.height),
+                format!("a label of {width}x{height} like its image (width x height)"),
                 format!("{}x{}", label.width, label.height),
                 format!("check that it belongs to {}", sample.image.display()),
             ));
@@ -238,16 +245,12 @@ impl Dataset {
         }
         let raw = images::read_label(path)?;
         self.id_map.apply(raw.height, raw.width, &raw.pixels).map_err(|wrong| {
-            let mut found: Vec<String> = wrong.iter().take(8).map(|(id, n)| format!("id {id} ({n} pixels)")).collect();
-            if wrong.len() > 8 {
-                found.push(format!("{} more", wrong.len() - 8));
-            }
             let range = match self.classes.len() {
                 0 => "no classes at all".to_string(),
                 n => format!("ids 0 to {} or {}", n - 1, self.ignore_index),
             };
             let next = "map the ids with `[id_map]` in the dataset's TOML, or correct `ignore_index`";
-            Error::data(path, format!("{range} in labels of `{}`", self.name), found.join(", "), next)
+            Error::data(path, format!("{range} in labels of `{}`", self.name), list_ids(&wrong), next)
         })
     }
 

@@ -65,7 +65,7 @@ pub fn nearest(labels: &LabelMap, size: (usize, usize)) -> LabelMap {
 }
 
 /// Bilinear with antialiasing (a triangle filter that widens when shrinking), rounded to 8 bits after each direction:
-/// equals Pillow's `resize(…, BILINEAR)`.
+/// equals Pillow's `resize(…, BILINEAR)`, columns before rows (Pillow 13 has the other order where only the height shrinks).
 pub fn antialiased(image: &RgbImage, size: (usize, usize)) -> RgbImage {
     let narrow = if image.width == size.1 { image.clone() } else { antialiased_columns(image, size.1) };
     if image.height == size.0 { narrow } else { antialiased_rows(&narrow, size.0) }

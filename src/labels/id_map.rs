@@ -61,6 +61,15 @@ impl IdMap {
     }
 }
 
+/// Ids with their number of pixels, for messages: `id 12 (40 pixels), id 99 (1 pixels)`; long lists are cut.
+pub fn list_ids(counts: &BTreeMap<u16, u64>) -> String {
+    let mut parts: Vec<String> = counts.iter().take(8).map(|(id, count)| format!("id {id} ({count} pixels)")).collect();
+    if counts.len() > 8 {
+        parts.push(format!("{} more", counts.len() - 8));
+    }
+    parts.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,6 @@ mod label_map;
 mod overlay;
 
 pub use classes::Classes;
-pub use id_map::IdMap;
+pub use id_map::{IdMap, list_ids};
 pub use label_map::{IGNORE, LabelMap};
 pub use overlay::{colorize, overlay};

@@ -1,0 +1,119 @@
+//! Scoring a network on a data set.
+
+use super::{ConfusionMatrix, Inference, Scores};
+use crate::base::progress::Progress;
+use crate::base::{Error, Result, interrupt};
+use crate::data::transforms::keep_ratio_size;
+use crate::data::{Dataset, Example, Loader, Normalize, Sample};
+use crate::io::images::{self, RgbImage};
+use crate::labels::LabelMap;
+use crate::nn::resize_bilinear;
+use candle_core::{Device, Tensor};
+
+/// How pictures become label maps at test time.
+#[derive(Debug, Clone)]
+pub struct Evaluator {
+    /// Frame (height, width) the picture is scaled into before the network; none keeps its size.
+    pub resize: Option<(usize, usize)>,
+    /// Whole pictures or windows.
+    pub inference: Inference,
+    /// Normalisation of the network's input.
+    pub normalize: Normalize,
+    /// Where the network runs.
+    pub device: Device,
+}
+
+/// What an evaluation found.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    /// The scores.
+    pub scores: Scores,
+    /// The counts behind them.
+    pub matrix: ConfusionMatrix,
+    /// Pictures that could not be decoded and were left out.
+    pub unreadable: u64,
+}
+
+impl Evaluator {
+    /// The label map of one picture, at its own size: resize, normalise, logits, bilinear to the original size, argmax.
+    pub fn predict(
+        &self,
+        image: &RgbImage,
+        model: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<LabelMap> {
+        let original = (image.height, image.width);
+        let example = Example { image: image.clone(), label: None };
+        let input = match self.resize.map(|frame| keep_ratio_size(original, frame)) {
+            Some(size) => example.resize(size).image,
+            None => example.image,
+        };
+        let images = self.normalize.apply(&input, (input.height, input.width), &self.device)?.unsqueeze(0)?;
+        let logits = resize_bilinear(&self.inference.logits(&images, model)?, original, false)?;
+        LabelMap::from_logits(&logits).map_err(|e| candle_core::Error::Msg(e.to_string()))
+    }
+
+    /// Scores `model` on a split (none: all pictures). `each` receives every prediction, e.g. to write it.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for unlabelled sets, broken labels, or if no picture can be read; single broken pictures are warned
+    /// about and counted. [`Error::Interrupted`] after Ctrl-C.
+    pub fn evaluate(
+        &self,
+        dataset: &Dataset,
+        split: Option<&str>,
+        model: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+        progress: &dyn Progress,
+        mut each: impl FnMut(&Sample, &RgbImage, &LabelMap) -> Result<()>,
+    ) -> Result<Evaluation> {
+        let samples = dataset.samples(split)?;
+        let total = samples.len() as u64;
+        let loading = (dataset.clone(), samples.clone());
+        let load = move |index: u64| loading.0.load(&loading.1[index as usize]);
+        let mut matrix = ConfusionMatrix::new(dataset.classes.len());
+        let (mut scored, mut unreadable) = (0, Vec::new());
+        progress.stage("evaluate", total, 0);
+        for (index, loaded) in Loader::new(0..total, 1, 2, load)?.enumerate() {
+            if interrupt::requested() {
+                return Err(Error::Interrupted { resume: "run the same command again".into() });
+            }
+            match loaded {
+                Err(error) if is_undecodable(&error, &samples[index]) => unreadable.push(error),
+                Err(error) => return Err(error),
+                Ok(Example { image, label }) => {
+                    let prediction = self.predict(&image, model)?;
+                    if let Some(label) = label {
+                        matrix.add(&prediction, &label)?;
+                    }
+                    scored += 1;
+                    each(&samples[index], &image, &prediction)?;
+                }
+            }
+            progress.step(index as u64 + 1, "");
+        }
+        progress.end();
+        finish(dataset, matrix, scored, unreadable, progress)
+    }
+}
+
+/// Turns counts into scores, after the warning about pictures that were left out.
+pub(super) fn finish(
+    dataset: &Dataset,
+    matrix: ConfusionMatrix,
+    scored: u64,
+    unreadable: Vec<Error>,
+    progress: &dyn Progress,
+) -> Result<Evaluation> {
+    if let Some(line) = images::unreadable_line(&unreadable, scored as usize + unreadable.len()) {
+        if scored == 0 {
+            return Err(Error::data(&dataset.root, "readable images", line, "replace them"));
+        }
+        progress.warn(&line);
+    }
+    let scores = Scores::new(&matrix, &dataset.classes.names, scored);
+    Ok(Evaluation { scores, matrix, unreadable: unreadable.len() as u64 })
+}
+
+/// Only a broken picture may be left out; a label of another size may not.
+fn is_undecodable(error: &Error, sample: &Sample) -> bool {
+    matches!(error, Error::Data { path, .. } | Error::Io { path, .. } if *path == sample.image)
+}

@@ -1,0 +1,116 @@
+//! Scoring label maps that any tool wrote.
+
+use super::ConfusionMatrix;
+use super::evaluator::{Evaluation, finish};
+use crate::base::progress::Progress;
+use crate::base::{Error, Result};
+use crate::data::{Dataset, Sample};
+use crate::io::images;
+use crate::labels::{IGNORE, IdMap, LabelMap, list_ids};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What the numbers in a folder of predictions are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PredictionIds {
+    /// 0…C−1.
+    TrainIds,
+    /// The data set's file ids.
+    LabelIds,
+}
+
+/// Scores the id maps (PNG) below `folder` against a split of `dataset`. A map belongs to the picture of the same name, or
+/// whose name it begins with (`a_gtFine_labelIds.png` for `a_leftImg8bit.png`: the part before the last `*` of `images`).
+/// Whether they hold train ids or label ids is told by the ids that occur, see [`detect`]; the choice is reported.
+///
+/// # Errors
+/// [`Error::Data`] for missing predictions, sizes other than the label's, and ids that are neither.
+pub fn score_predictions(dataset: &Dataset, split: Option<&str>, folder: &Path, progress: &dyn Progress) -> Result<Evaluation> {
+    let samples = dataset.samples(split)?;
+    let files = find(dataset, &samples, folder)?;
+    let ids = detect(dataset, &files)?;
+    if let (IdMap::Table(_), PredictionIds::LabelIds) = (&dataset.id_map, ids) {
+        progress.say("the predictions hold label ids; they are mapped like the labels");
+    }
+    let mut matrix = ConfusionMatrix::new(dataset.classes.len());
+    progress.stage("evaluate", samples.len() as u64, 0);
+    for (done, (sample, file)) in samples.iter().zip(&files).enumerate() {
+        let label = dataset.load_label(sample)?;
+        let prediction = read(dataset, file, ids)?;
+        if (prediction.height, prediction.width) != (label.height, label.width) {
+            let expected = format!("a prediction of {}x{} like its label (width x height)", label.width, label.height);
+            let found = format!("{}x{}", prediction.width, prediction.height);
+            return Err(Error::data(file, expected, found, "write predictions at the size of the original image"));
+        }
+        matrix.add(&prediction, &label)?;
+        progress.step(done as u64 + 1, "");
+    }
+    progress.end();
+    finish(dataset, matrix, samples.len() as u64, Vec::new(), progress)
+}
+
+/// The prediction of every sample.
+fn find(dataset: &Dataset, samples: &[Sample], folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut by_stem = BTreeMap::new();
+    for path in images::list(folder)? {
+        if let (Some(stem), true) = (path.file_stem(), path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"))) {
+            by_stem.insert(stem.to_string_lossy().into_owned(), path.clone());
+        }
+    }
+    let prediction = |sample: &Sample| {
+        let label = sample.label.as_ref().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
+        let names = [Some(sample.stem.clone()), label, Some(dataset.short_name(sample).to_string())];
+        names.into_iter().flatten().find_map(|name| by_stem.get(&name)).cloned()
+    };
+    let found: Vec<Option<PathBuf>> = samples.iter().map(prediction).collect();
+    if let Some(missing) = found.iter().position(Option::is_none) {
+        let count = found.iter().filter(|path| path.is_none()).count();
+        let expected = format!("one PNG per image of `{}`, named like the image", dataset.name);
+        let missing = format!("none for {count} of {}, e.g. {}.png", samples.len(), samples[missing].stem);
+        return Err(Error::data(folder, expected, missing, "write the missing ones, or choose the `--split` they belong to"));
+    }
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Train ids or label ids? If all ids of the folder are listed in `[id_map]`, they are label ids (a folder without a single
+/// pixel of class 0 is the rarer case); else train ids if they fit; else label ids if none is beyond the listed ones.
+fn detect(dataset: &Dataset, files: &[PathBuf]) -> Result<PredictionIds> {
+    let IdMap::Table(table) = &dataset.id_map else { return Ok(PredictionIds::TrainIds) };
+    let num_classes = dataset.classes.len() as u16;
+    let largest = table.keys().next_back().copied().unwrap_or(0);
+    let (mut all_listed, mut all_train) = (true, true);
+    let mut beyond = None;
+    for file in files {
+        let raw = images::read_label(file)?;
+        let mut seen = vec![0u64; 1 << 16];
+        raw.pixels.iter().for_each(|&id| seen[usize::from(id)] += 1);
+        for id in (0..=u16::MAX).filter(|&id| seen[usize::from(id)] > 0 && id != u16::from(IGNORE)) {
+            all_listed &= table.contains_key(&id);
+            all_train &= id < num_classes;
+            if id > largest && id >= num_classes && beyond.is_none() {
+                beyond = Some((file, id, seen[usize::from(id)]));
+            }
+        }
+    }
+    match (all_listed, all_train, beyond) {
+        (true, _, _) => Ok(PredictionIds::LabelIds),
+        (_, true, _) => Ok(PredictionIds::TrainIds),
+        (_, _, None) => Ok(PredictionIds::LabelIds),
+        (_, _, Some((file, id, count))) => {
+            let expected = format!("train ids below {num_classes} or label ids up to {largest}");
+            let next = "write predictions as id maps, not as colours";
+            Err(Error::data(file, expected, format!("id {id} ({count} pixels)"), next))
+        }
+    }
+}
+
+fn read(dataset: &Dataset, file: &Path, ids: PredictionIds) -> Result<LabelMap> {
+    let raw = images::read_label(file)?;
+    let num_classes = dataset.classes.len();
+    let train_ids = IdMap::TrainIds { num_classes, ignore_index: dataset.ignore_index };
+    let map = if ids == PredictionIds::LabelIds { &dataset.id_map } else { &train_ids };
+    map.apply(raw.height, raw.width, &raw.pixels).map_err(|wrong| {
+        let expected = format!("train ids below {num_classes} in predictions for `{}`", dataset.name);
+        Error::data(file, expected, list_ids(&wrong), "write predictions as id maps of this data set's classes")
+    })
+}
