@@ -3,14 +3,12 @@
 
 pub mod dataset;
 mod descriptor;
+pub mod fourier;
 pub mod loader;
+pub mod rare_class;
 pub mod resize;
 pub mod transforms;
 
 pub use dataset::{Dataset, Sample, Search};
 pub use loader::{Batch, Loader};
 pub use transforms::{Example, Item, Normalize, Pipeline};
-//! Data sets, transforms and sampling.
-
-pub mod fourier;
-pub mod rare_class;

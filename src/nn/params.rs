@@ -74,6 +74,12 @@ impl ParamStore {
         Self { params: self.params.iter().map(|(n, p)| (format!("{prefix}.{n}"), p.clone())).collect() }
     }
 
+    /// The tensors below `prefix.` without it; values are shared. The inverse of [`Self::prefixed`].
+    pub fn stripped(&self, prefix: &str) -> Self {
+        let strip = |name: &str| Some(name.strip_prefix(prefix)?.strip_prefix('.')?.to_string());
+        Self { params: self.params.iter().filter_map(|(n, p)| Some((strip(n)?, p.clone()))).collect() }
+    }
+
     /// Takes over the tensors of `other` (sharing values). Equal names are replaced.
     pub fn merge(&mut self, other: &Self) {
         self.params.extend(other.params.iter().map(|(n, p)| (n.clone(), p.clone())));
@@ -104,6 +110,12 @@ impl ParamStore {
             param.var.set(&source.load(name, param.var.device())?)?;
         }
         Ok(())
+    }
+
+    /// A store of the same names and kinds with new values.
+    pub fn mapped(&self, value: impl Fn(&Var) -> Result<Var>) -> Result<Self> {
+        let map = |(name, param): (&String, &Param)| Ok((name.clone(), Param { var: value(&param.var)?, kind: param.kind }));
+        Ok(Self { params: self.params.iter().map(map).collect::<Result<_>>()? })
     }
 
     /// Copies all values (weights and buffers) from a store with the same names.

@@ -1,0 +1,107 @@
+//! `datum personalize`: teaches a text-to-image model the look of one photo.
+//!
+//! [`dreambooth`] is the training; [`class_images`] makes the pictures of prior preservation.
+
+mod class_images;
+mod dreambooth;
+
+use super::base;
+use super::config::{Method, PersonalizeConfig};
+use crate::base::progress::Progress;
+use crate::base::{Error, Result};
+use crate::data::resize::antialiased;
+use crate::diffusion::model::Model;
+use crate::io::atomic;
+use crate::io::images::{self, RgbImage};
+use crate::systems::stage::Stage;
+use crate::train::checkpoint::Resume;
+use crate::train::run_dir::RunDir;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Runs the personalisation and returns what `generate --model` takes: the run folder.
+///
+/// # Errors
+/// Unusable photos, an unavailable base, interruption.
+pub fn run(config: &PersonalizeConfig, run: &RunDir, resume: Option<&Resume>, progress: &dyn Progress) -> Result<PathBuf> {
+    let config = with_method_defaults(config);
+    let photos = config.images.iter().map(|path| photo(Path::new(path), &config)).collect::<Result<Vec<_>>>()?;
+    if photos.is_empty() {
+        return Err(Error::Usage("personalize needs at least one photo of the target".into()));
+    }
+    let folder = base::folder(&config.base, progress)?;
+    let model = Model::open(&folder)?;
+    let class_images = if config.with_prior_preservation {
+        class_images::prepare(&model, &config, run, progress)?
+    } else {
+        Vec::new()
+    };
+    let stage = Stage {
+        run,
+        name: "personalize",
+        folder: "",
+        steps: config.steps,
+        checkpointing_steps: config.checkpointing_steps,
+        keep: config.keep_last,
+        identity: identity(&config)?,
+        resume,
+        progress,
+    };
+    let mut training = dreambooth::DreamBooth::new(&model, &config, photos, class_images, run.path())?;
+    stage.train(&mut training)?;
+    training.export(run.path())?;
+    if config.method == Method::Lora {
+        let absolute = std::path::absolute(&folder).map_err(|e| Error::io(&folder, e))?;
+        atomic::write(&run.path().join(base::BASE_FILE), format!("{}\n", absolute.display()).as_bytes())?;
+    }
+    progress.say(&format!("personalised model: {}", run.path().display()));
+    Ok(run.path().into())
+}
+
+/// DATUM's values for full fine-tuning, diffusers' recipe for LoRA.
+fn with_method_defaults(config: &PersonalizeConfig) -> PersonalizeConfig {
+    let mut config = config.clone();
+    let (steps, learning_rate) = match config.method {
+        Method::Full => (1000, 5e-6),
+        Method::Lora => (500, 1e-4),
+    };
+    if config.steps == 0 {
+        config.steps = steps;
+    }
+    if config.learning_rate == 0.0 {
+        config.learning_rate = learning_rate;
+    }
+    config
+}
+
+/// What a checkpoint must share with the run that goes on from it.
+fn identity(config: &PersonalizeConfig) -> Result<BTreeMap<String, serde_json::Value>> {
+    let serde_json::Value::Object(mut values) = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))? else {
+        return Err(Error::Usage("a recipe is a table of values".into()));
+    };
+    for free in ["steps", "checkpointing_steps", "keep_last", "validation_steps", "validation_prompt"] {
+        values.remove(free);
+    }
+    Ok(values.into_iter().collect())
+}
+
+/// A photo with its shorter side at `resolution`.
+///
+/// # Source
+/// torchvision's `Resize` on PIL images: the longer side is truncated, antialiased bilinear; nothing happens when the shorter
+/// side fits already.
+fn photo(path: &Path, config: &PersonalizeConfig) -> Result<RgbImage> {
+    let image = images::read_rgb(path)?;
+    let (short, long) = (image.height.min(image.width), image.height.max(image.width));
+    if config.crop_size > config.resolution {
+        let (crop, resolution) = (config.crop_size, config.resolution);
+        return Err(Error::Usage(format!("--crop-size {crop} does not fit into --resolution {resolution}")));
+    }
+    image.at_least((8, 8), "personalize", path)?;
+    if short == config.resolution {
+        return Ok(image);
+    }
+    let other = (config.resolution as f64 * long as f64 / short as f64) as usize;
+    let size = if image.height <= image.width { (config.resolution, other) } else { (other, config.resolution) };
+    Ok(antialiased(&image, size))
+}
