@@ -1,4 +1,5 @@
 //! The only folder that opens files (and, in `hub`, sockets).
 
 pub mod atomic;
+pub mod hash;
 pub mod weights;
