@@ -1,5 +1,6 @@
 //! Adapts semantic segmenters to places nobody labelled.
 pub mod base;
+pub mod cli;
 pub mod io;
 pub mod nn;
 pub mod train;
