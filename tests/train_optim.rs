@@ -49,9 +49,10 @@ fn optimizer(golden: &SafetensorsFile, prefix: &str) -> AdamW {
 
 fn gradients(golden: &SafetensorsFile, step: usize) -> Gradients {
     let prefix = format!("gradient.{step}.");
-    let named = golden.shapes().into_keys().filter_map(|name| {
-        Some((name.strip_prefix(&prefix)?.to_string(), golden.load(&name, &Device::Cpu).unwrap()))
-    });
+    let named = golden
+        .shapes()
+        .into_keys()
+        .filter_map(|name| Some((name.strip_prefix(&prefix)?.to_string(), golden.load(&name, &Device::Cpu).unwrap())));
     named.collect()
 }
 
@@ -131,11 +132,8 @@ fn updates_do_not_depend_on_the_number_of_threads() {
 fn head_rules_win_over_norm_rules() {
     let golden = golden();
     let optimizer = optimizer(&golden, "start.");
-    let found: Vec<_> = optimizer
-        .groups()
-        .iter()
-        .map(|g| (g.name.as_str(), g.parameters.len(), g.learning_rate_scale, g.weight_decay))
-        .collect();
+    let found: Vec<_> =
+        optimizer.groups().iter().map(|g| (g.name.as_str(), g.parameters.len(), g.learning_rate_scale, g.weight_decay)).collect();
     assert_eq!(found, [("head", 2, 10.0, 0.01), ("norm", 1, 1.0, 0.0), ("default", 2, 1.0, 0.01)]);
 }
 

@@ -81,3 +81,9 @@ fn print_json(value: &serde_json::Value) -> Result<()> {
         _ => Ok(()),
     }
 }
+//! The command line: the only folder that reads flags, environment variables and the terminal.
+
+pub mod common;
+pub mod progress;
+pub mod recipe;
+pub mod suggest;

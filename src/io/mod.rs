@@ -6,4 +6,5 @@ pub mod tokenizer;
 pub mod manifest;
 pub mod png_text;
 pub mod text;
+pub mod hash;
 pub mod weights;

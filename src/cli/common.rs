@@ -1,0 +1,213 @@
+//! Flag groups that verbs share, and what follows from them.
+
+use super::progress::{Bar, Style};
+use crate::base::{Error, Result};
+use crate::train::checkpoint::Resume;
+use candle_core::{DType, Device};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Where and how tensors are computed.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Computing")]
+pub struct ComputeArgs {
+    /// Device: auto, cpu, cuda[:N] or metal
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+    /// Number type of the computation
+    #[arg(long, default_value = "f32", value_name = "TYPE")]
+    pub dtype: DTypeChoice,
+    /// Number of threads [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+/// A device as named by `--device`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A CUDA device by number.
+    Cuda(usize),
+    /// Apple's GPU.
+    Metal,
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.split_once(':').unwrap_or((text, "0")) {
+            ("auto", "0") => Ok(Self::Auto),
+            ("cpu", "0") => Ok(Self::Cpu),
+            ("metal", "0") => Ok(Self::Metal),
+            ("cuda", number) => number.parse().map(Self::Cuda).map_err(|_| format!("`{number}` is not a device number")),
+            _ => Err("use auto, cpu, cuda, cuda:N or metal".into()),
+        }
+    }
+}
+
+/// A number type as named by `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DTypeChoice {
+    /// 32 bit.
+    F32,
+    /// 16 bit, range of f32.
+    Bf16,
+    /// 16 bit, IEEE.
+    F16,
+}
+
+impl ComputeArgs {
+    /// Sets the number of threads and gives device and type. Call once, before anything is computed.
+    ///
+    /// # Errors
+    /// A device or type this build cannot compute with.
+    pub fn apply(&self) -> Result<(Device, DType)> {
+        let name = match self.device {
+            DeviceChoice::Auto | DeviceChoice::Cpu => None,
+            DeviceChoice::Cuda(_) => Some("cuda"),
+            DeviceChoice::Metal => Some("metal"),
+        };
+        if let Some(name) = name {
+            return Err(Error::environment(
+                format!("this build has no support for `--device {name}`"),
+                "leave `--device` out to compute on the processor",
+            ));
+        }
+        if self.dtype != DTypeChoice::F32 {
+            return Err(Error::environment(
+                "the processor computes in f32 only: 16-bit sums lose whole digits there",
+                "leave `--dtype` out, or use a GPU build",
+            ));
+        }
+        if let Some(threads) = self.threads {
+            set_threads(usize::from(threads))?;
+        }
+        Ok((Device::Cpu, DType::F32))
+    }
+}
+
+/// Matrix products ask the environment for the number of threads, everything else rayon's pool.
+fn set_threads(threads: usize) -> Result<()> {
+    #[allow(unsafe_code)]
+    // SAFETY: called at the start of a command, before the pool below is the first to start threads.
+    unsafe {
+        std::env::set_var("RAYON_NUM_THREADS", threads.to_string());
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Error::environment(format!("cannot start {threads} threads: {e}"), "give a smaller number to `--threads`"))
+}
+
+/// What is shown, and how.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct DisplayArgs {
+    /// Show warnings and errors only
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Show no progress bar
+    #[arg(long, env = "NO_PROGRESS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_progress: bool,
+    /// Print one JSON object with the result to standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl DisplayArgs {
+    /// The progress display for standard error.
+    pub fn progress(&self) -> Bar {
+        Bar::new(Style::choose(self.quiet, self.no_progress))
+    }
+
+    /// The result on standard output: as JSON with `--json`, else as text for people. A closed pipe is no error.
+    pub fn result(&self, result: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        let line = if self.json {
+            serde_json::to_string(result)
+                .map_err(|e| Error::environment(format!("the result is no JSON: {e}"), "report this as a defect"))?
+        } else {
+            text()
+        };
+        match std::io::Write::write_all(&mut std::io::stdout(), format!("{line}\n").as_bytes()) {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("standard output", e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where a run's settings come from and where it goes.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Run")]
+pub struct RunArgs {
+    /// Recipe: a TOML file, or the name of a shipped one
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<String>,
+    /// Set one value of the recipe, e.g. training.steps=100; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Seed of all random draws
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Folder for the results [default: a new numbered folder under runs/]
+    #[arg(long, short, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+/// Going on with a run.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Run")]
+pub struct ResumeArgs {
+    /// Go on with the newest checkpoint, or with that of a folder
+    #[arg(long, value_name = "latest|PATH")]
+    pub resume: Option<Resume>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Verb {
+        #[command(flatten)]
+        compute: ComputeArgs,
+        #[command(flatten)]
+        display: DisplayArgs,
+        #[command(flatten)]
+        run: RunArgs,
+        #[command(flatten)]
+        resume: ResumeArgs,
+    }
+
+    fn parse(line: &str) -> std::result::Result<Verb, clap::Error> {
+        Verb::try_parse_from(std::iter::once("verb").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn flags_parse_and_defaults_are_the_processor() {
+        let verb = parse("--resume latest --set a.b=1 --set c=x --seed 4 --output out --json").unwrap();
+        assert_eq!(verb.compute.apply().unwrap().1, DType::F32);
+        assert_eq!(verb.resume.resume, Some(Resume::Latest));
+        assert_eq!(verb.run.set, ["a.b=1", "c=x"]);
+        assert!(verb.display.json && !verb.display.quiet);
+        let path = parse("--resume runs/one").unwrap();
+        assert_eq!(path.resume.resume, Some(Resume::Path("runs/one".into())));
+    }
+
+    #[test]
+    fn devices_this_build_lacks_end_with_exit_code_4() {
+        for (line, word) in [("--device cuda:1", "cuda"), ("--device metal", "metal"), ("--dtype bf16", "f32 only")] {
+            let error = parse(line).unwrap().compute.apply().unwrap_err();
+            assert_eq!(error.exit_code(), 4);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        for line in ["--device tpu", "--device cuda:x", "--device cpu:1", "--threads 0", "--dtype f64"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}
