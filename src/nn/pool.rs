@@ -1,34 +1,84 @@
 //! Pooling.
 
-use super::ConvSpec;
-use candle_core::{Result, Tensor};
+use super::{ConvSpec, cpu};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-/// Maximum over `kernel`×`kernel` windows; `spec` gives stride and padding (padded places never win).
+/// Maximum over `kernel`×`kernel` windows; `spec` gives stride and padding (padded places never win, at most half the
+/// kernel). The gradient goes to the first of equal maxima.
 ///
 /// # Shapes
 /// `xs` (B, C, H, W) → (B, C, H', W') as for a convolution
 pub fn max_pool2d(xs: &Tensor, kernel: usize, spec: ConvSpec) -> Result<Tensor> {
     let (_, _, height, width) = xs.dims4()?;
+    let fits = |size: usize| size > 0 && size + 2 * spec.padding >= kernel;
+    if kernel == 0 || spec.stride == 0 || 2 * spec.padding > kernel || !fits(height) || !fits(width) || spec.dilation != 1 {
+        bail!("max_pool2d: inputs {:?} with kernel {kernel} and {spec:?}", xs.shape())
+    }
     let out = |size: usize| (size + 2 * spec.padding - kernel) / spec.stride + 1;
-    let low = xs.min_all()?.to_scalar::<f32>()?.min(0.0) as f64;
-    let padded = (xs - low)?.pad_with_zeros(2, spec.padding, spec.padding + spec.stride)?.pad_with_zeros(
-        3,
-        spec.padding,
-        spec.padding + spec.stride,
-    )?;
-    let mut best: Option<Tensor> = None;
-    for ky in 0..kernel {
-        for kx in 0..kernel {
-            let pick = |start: usize, count: usize| {
-                let indices: Vec<u32> = (0..count).map(|i| (start + i * spec.stride) as u32).collect();
-                Tensor::from_vec(indices, count, xs.device())
-            };
-            let view = padded.index_select(&pick(ky, out(height))?, 2)?.index_select(&pick(kx, out(width))?, 3)?;
-            best = Some(match best {
-                Some(best) => best.maximum(&view)?,
-                None => view,
-            });
+    xs.contiguous()?.apply_op1(MaxPool { kernel, spec, size: (height, width), out: (out(height), out(width)) })
+}
+
+/// One max pooling of planes of `size` to planes of `out`.
+struct MaxPool {
+    kernel: usize,
+    spec: ConvSpec,
+    size: (usize, usize),
+    out: (usize, usize),
+}
+
+impl MaxPool {
+    /// First and past-the-last input position of window `i` on an axis of `size`.
+    fn window(&self, i: usize, size: usize) -> (usize, usize) {
+        let start = i * self.spec.stride;
+        (start.saturating_sub(self.spec.padding), (start + self.kernel - self.spec.padding).min(size))
+    }
+
+    /// The winning input position of every window of a plane, in order. NaN wins, as in PyTorch.
+    fn for_each_winner(&self, xs: &[f32], mut visit: impl FnMut(usize, usize)) {
+        let width = self.size.1;
+        for y in 0..self.out.0 {
+            let (top, bottom) = self.window(y, self.size.0);
+            for x in 0..self.out.1 {
+                let (left, right) = self.window(x, width);
+                let mut best = top * width + left;
+                for row in top..bottom {
+                    for i in row * width + left..row * width + right {
+                        if xs[i] > xs[best] || xs[i].is_nan() {
+                            best = i;
+                        }
+                    }
+                }
+                visit(y * self.out.1 + x, best);
+            }
         }
     }
-    best.ok_or_else(|| candle_core::Error::Msg("max_pool2d with an empty kernel".into()))? + low
+}
+
+impl CustomOp1 for MaxPool {
+    fn name(&self) -> &'static str {
+        "max-pool2d"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let xs = cpu::values(storage, layout)?;
+        let (batch, channels, height, width) = layout.shape().dims4()?;
+        let out_plane = self.out.0 * self.out.1;
+        let out = cpu::fill_chunks(batch * channels * out_plane, out_plane, |i, out| {
+            let xs = &xs[i * height * width..(i + 1) * height * width];
+            self.for_each_winner(xs, |target, source| out[target] = xs[source]);
+        });
+        Ok((CpuStorage::F32(out), (batch, channels, self.out.0, self.out.1).into()))
+    }
+
+    fn bwd(&self, arg: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let gradient = cpu::contiguous_gradient(gradient)?;
+        let (xs, g) = (cpu::read(arg)?, cpu::read(&gradient)?);
+        let (xs, g) = (&*xs, &*g);
+        let (plane, out_plane) = (self.size.0 * self.size.1, self.out.0 * self.out.1);
+        let out = cpu::fill_chunks(xs.len(), plane, |i, out| {
+            let g = &g[i * out_plane..(i + 1) * out_plane];
+            self.for_each_winner(&xs[i * plane..(i + 1) * plane], |target, source| out[source] += g[target]);
+        });
+        cpu::tensor(out, arg.shape()).map(Some)
+    }
 }
