@@ -1,25 +1,105 @@
 //! Linear layers, embeddings, and low-rank adapters on linear layers.
 
+use super::cpu::{self, Gradients3, Matrix, Threads};
 use super::{Builder, Init};
 use crate::base::Result;
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result as TensorResult, Shape, Tensor, bail};
 
 /// `xs · weightᵀ + bias`. The gradient of a frozen weight is never computed.
 ///
 /// # Shapes
 /// `xs` (…, in), `weight` (out, in), `bias` (out) → (…, out)
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResult<Tensor> {
-    let (out_features, in_features) = weight.dims2()?;
-    let mut shape = xs.dims().to_vec();
-    let rows = xs.elem_count() / in_features;
-    let ys = xs.reshape((rows, in_features))?.matmul(&weight.t()?)?;
-    let ys = match bias {
-        Some(bias) => ys.broadcast_add(bias)?,
-        None => ys,
-    };
-    let last = shape.len() - 1;
-    shape[last] = out_features;
-    ys.reshape(shape)
+    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Product),
+        None => xs.apply_op2(&weight, Product),
+    }
+}
+
+/// The operation behind [`linear`], with two or three arguments.
+struct Product;
+
+impl Product {
+    fn forward(xs: (&[f32], &Layout), weight: (&[f32], &Layout), bias: Option<&[f32]>) -> TensorResult<(CpuStorage, Shape)> {
+        let (out_features, in_features) = weight.1.shape().dims2()?;
+        let mut shape = xs.1.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == in_features && bias.is_none_or(|b| b.len() == out_features) => *last = out_features,
+            _ => bail!("linear: inputs {shape:?}, weight {:?}, bias {:?}", weight.1.dims(), bias.map(<[f32]>::len)),
+        }
+        let rows = xs.0.len() / in_features.max(1);
+        let mut out = match bias {
+            Some(bias) => cpu::fill_chunks(rows * out_features, out_features, |_, row| row.copy_from_slice(bias)),
+            None => vec![0.0; rows * out_features],
+        };
+        let (a, b) = (Matrix::rows(xs.0, in_features), Matrix::rows(weight.0, in_features).t());
+        cpu::gemm((rows, out_features, in_features), a, b, &mut out, out_features, bias.is_some(), 1.0, Threads::All);
+        Ok((CpuStorage::F32(out), shape.into()))
+    }
+
+    /// Gradients of inputs and weight, each only when it is wanted.
+    fn backward(xs: &Tensor, weight: &Tensor, gradient: &[f32]) -> TensorResult<(Option<Tensor>, Option<Tensor>)> {
+        let (out_features, in_features) = weight.dims2()?;
+        let rows = xs.elem_count() / in_features.max(1);
+        let g = Matrix::rows(gradient, out_features);
+        let for_xs = || {
+            let mut out = vec![0.0; rows * in_features];
+            let weight_values = cpu::read(weight)?;
+            let b = Matrix::rows(&weight_values, in_features);
+            cpu::gemm((rows, in_features, out_features), g, b, &mut out, in_features, false, 1.0, Threads::All);
+            cpu::tensor(out, xs.shape())
+        };
+        let for_weight = || {
+            let mut out = vec![0.0; out_features * in_features];
+            let xs_values = cpu::read(xs)?;
+            let b = Matrix::rows(&xs_values, in_features);
+            cpu::gemm((out_features, in_features, rows), g.t(), b, &mut out, in_features, false, 1.0, Threads::All);
+            cpu::tensor(out, weight.shape())
+        };
+        Ok((xs.track_op().then(for_xs).transpose()?, weight.track_op().then(for_weight).transpose()?))
+    }
+}
+
+impl CustomOp2 for Product {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> TensorResult<(CpuStorage, Shape)> {
+        Self::forward((cpu::values(s1, l1)?, l1), (cpu::values(s2, l2)?, l2), None)
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, gradient: &Tensor) -> TensorResult<(Option<Tensor>, Option<Tensor>)> {
+        let gradient = cpu::contiguous_gradient(gradient)?;
+        Self::backward(xs, weight, &cpu::read(&gradient)?)
+    }
+}
+
+impl CustomOp3 for Product {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> TensorResult<(CpuStorage, Shape)> {
+        Self::forward((cpu::values(s1, l1)?, l1), (cpu::values(s2, l2)?, l2), Some(cpu::values(s3, l3)?))
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, bias: &Tensor, _: &Tensor, gradient: &Tensor) -> TensorResult<Gradients3> {
+        let gradient = cpu::contiguous_gradient(gradient)?;
+        let g = cpu::read(&gradient)?;
+        let (for_xs, for_weight) = Self::backward(xs, weight, &g)?;
+        let for_bias = || cpu::tensor(cpu::column_sums(&g, bias.elem_count()), bias.shape());
+        Ok((for_xs, for_weight, bias.track_op().then(for_bias).transpose()?))
+    }
 }
 
 /// Which linear layers get a low-rank adapter, and how it starts.

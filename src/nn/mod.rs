@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod conv;
+mod cpu;
 mod init;
 mod linear;
 mod loss;

@@ -1,8 +1,13 @@
 //! Two-dimensional convolution.
 
+mod columns;
+mod depthwise;
+mod op;
+
 use super::{Builder, Init};
 use crate::base::Result;
 use candle_core::{Result as TensorResult, Tensor};
+use op::Convolution;
 
 /// Stride, padding, dilation and groups of a convolution; equal in both axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +34,10 @@ impl Default for ConvSpec {
 /// `xs` (B, C, H, W), `weight` (O, C/groups, kh, kw), `bias` (O) → (B, O, H', W'),
 /// H' = ⌊(H + 2·padding − dilation·(kh − 1) − 1)/stride⌋ + 1
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, spec: ConvSpec) -> TensorResult<Tensor> {
-    let ys = xs.conv2d(weight, spec.padding, spec.stride, spec.dilation, spec.groups)?;
+    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => ys.broadcast_add(&bias.reshape((1, (), 1, 1))?),
-        None => Ok(ys),
+        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Convolution(spec)),
+        None => xs.apply_op2(&weight, Convolution(spec)),
     }
 }
 

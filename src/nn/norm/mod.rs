@@ -1,8 +1,13 @@
 //! Layer, group and batch normalisation.
 
+mod batch;
+mod rows;
+
 use super::{Builder, Init, Pass};
 use crate::base::Result;
-use candle_core::{D, DType, Result as TensorResult, Tensor, Var};
+use batch::{BatchNormOp, batch_statistics};
+use candle_core::{Result as TensorResult, Tensor, Var};
+use rows::{GroupNormOp, LayerNormOp};
 
 /// Normalisation over the last dimension, with weight and bias.
 #[derive(Debug, Clone)]
@@ -21,10 +26,7 @@ impl LayerNorm {
     /// # Shapes
     /// `xs` (…, D) → same
     pub fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
-        let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?;
-        normed.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+        xs.contiguous()?.apply_op3(&self.weight, &self.bias, LayerNormOp { eps: self.eps })
     }
 }
 
@@ -47,14 +49,7 @@ impl GroupNorm {
     /// # Shapes
     /// `xs` (B, C, …) → same
     pub fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
-        let (batch, channels) = (xs.dim(0)?, xs.dim(1)?);
-        let rows = xs.reshape((batch, self.groups, ()))?;
-        let centred = rows.broadcast_sub(&rows.mean_keepdim(2)?)?;
-        let variance = centred.sqr()?.mean_keepdim(2)?;
-        let normed = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?.reshape(xs.shape())?;
-        let mut per_channel = vec![1; xs.rank()];
-        per_channel[1] = channels;
-        normed.broadcast_mul(&self.weight.reshape(per_channel.clone())?)?.broadcast_add(&self.bias.reshape(per_channel)?)
+        self.apply(xs, false)
     }
 
     /// The norm followed by SiLU.
@@ -62,7 +57,12 @@ impl GroupNorm {
     /// # Shapes
     /// `xs` (B, C, …) → same
     pub fn forward_silu(&self, xs: &Tensor) -> TensorResult<Tensor> {
-        super::silu(&self.forward(xs)?)
+        self.apply(xs, true)
+    }
+
+    fn apply(&self, xs: &Tensor, silu: bool) -> TensorResult<Tensor> {
+        let op = GroupNormOp { groups: self.groups, eps: self.eps, silu };
+        xs.contiguous()?.apply_op3(&self.weight, &self.bias, op)
     }
 }
 
@@ -100,27 +100,29 @@ impl BatchNorm2d {
     /// # Shapes
     /// `xs` (B, C, H, W) → same
     pub fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
-        let per_channel = |t: &Tensor| t.reshape((1, (), 1, 1));
-        let (mean, var) = if pass.uses_batch_statistics() {
-            let mean = xs.mean((0, 2, 3))?;
-            let var = xs.broadcast_sub(&per_channel(&mean)?)?.sqr()?.mean((0, 2, 3))?;
-            self.record(&mean.detach(), &var.detach(), xs.elem_count() / xs.dim(1)?)?;
-            (mean, var)
+        let of_batch = pass.uses_batch_statistics();
+        let (mean, variance) = if of_batch {
+            let (mean, variance) = batch_statistics(xs)?;
+            self.record(&mean, &variance, xs.elem_count() / mean.len())?;
+            (mean, variance)
         } else {
-            (self.running_mean.as_detached_tensor(), self.running_var.as_detached_tensor())
+            (self.running_mean.to_vec1()?, self.running_var.to_vec1()?)
         };
-        let scale = (&self.weight / (var + self.eps)?.sqrt()?)?;
-        let shift = (&self.bias - (mean * &scale)?)?;
-        xs.broadcast_mul(&per_channel(&scale)?)?.broadcast_add(&per_channel(&shift)?)
+        let op = BatchNormOp { mean, variance, eps: self.eps, of_batch };
+        xs.contiguous()?.apply_op3(&self.weight, &self.bias, op)
     }
 
-    fn record(&self, mean: &Tensor, var: &Tensor, count: usize) -> TensorResult<()> {
+    /// Moves the running statistics towards those of a batch of `count` values per channel.
+    fn record(&self, mean: &[f32], variance: &[f32], count: usize) -> TensorResult<()> {
         let unbiased = count as f64 / (count.max(2) - 1) as f64;
-        let blend = |old: &Var, new: Tensor| -> TensorResult<()> {
-            let mixed = ((old.as_detached_tensor() * (1.0 - self.momentum))? + (new * self.momentum)?)?;
-            old.set(&mixed.to_dtype(DType::F32)?)
+        let blend = |running: &Var, new: &[f32], factor: f64| -> TensorResult<()> {
+            let share = self.momentum * factor;
+            let old = running.to_vec1::<f32>()?;
+            let mixed: Vec<f32> =
+                old.iter().zip(new).map(|(o, n)| (f64::from(*o) * (1.0 - self.momentum) + f64::from(*n) * share) as f32).collect();
+            running.set(&Tensor::from_vec(mixed, new.len(), running.device())?)
         };
-        blend(&self.running_mean, mean.clone())?;
-        blend(&self.running_var, (var * unbiased)?)
+        blend(&self.running_mean, mean, 1.0)?;
+        blend(&self.running_var, variance, unbiased)
     }
 }

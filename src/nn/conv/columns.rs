@@ -1,0 +1,225 @@
+//! Convolution as a matrix product: the pixels under every kernel tap are laid out as rows ("columns" of the classic
+//! im2col), for a few output rows at a time so that the buffer stays small. A 1×1 kernel with stride 1 needs no copy.
+
+use super::op::Sizes;
+use crate::nn::cpu::{self, Matrix, Threads};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Largest column buffer in values (8 MB, so that it stays in the last-level cache); a single output row may exceed it.
+const COLUMN_VALUES: usize = 2 << 20;
+
+/// One group of one image: what a matrix product is about.
+struct Job<'a> {
+    sizes: &'a Sizes,
+    in_channels: usize,
+    out_channels: usize,
+}
+
+impl<'a> Job<'a> {
+    fn new(sizes: &'a Sizes) -> Self {
+        let groups = sizes.spec.groups;
+        Self { sizes, in_channels: sizes.in_channels / groups, out_channels: sizes.out_channels / groups }
+    }
+
+    /// Length of a kernel of one output channel.
+    fn depth(&self) -> usize {
+        self.in_channels * self.sizes.area()
+    }
+
+    /// The columns of an image are the image itself.
+    fn is_pointwise(&self) -> bool {
+        self.sizes.area() == 1 && self.sizes.spec.stride == 1 && self.sizes.spec.padding == 0
+    }
+
+    /// The ranges of output rows worked on at a time.
+    fn tiles(&self) -> Vec<Range<usize>> {
+        let height = self.sizes.out_height;
+        let rows = if self.is_pointwise() {
+            height
+        } else {
+            (COLUMN_VALUES / (self.depth() * self.sizes.out_width)).clamp(1, height)
+        };
+        (0..height).step_by(rows).map(|start| start..(start + rows).min(height)).collect()
+    }
+
+    /// For every image and group: (image, group).
+    fn pieces(&self) -> impl Iterator<Item = (usize, usize)> {
+        let groups = self.sizes.spec.groups;
+        (0..self.sizes.batch * groups).map(move |i| (i / groups, i % groups))
+    }
+
+    fn input_start(&self, (image, group): (usize, usize)) -> usize {
+        (image * self.sizes.in_channels + group * self.in_channels) * self.sizes.in_plane()
+    }
+
+    fn output_start(&self, (image, group): (usize, usize)) -> usize {
+        (image * self.sizes.out_channels + group * self.out_channels) * self.sizes.out_plane()
+    }
+
+    fn weight_start(&self, (_, group): (usize, usize)) -> usize {
+        group * self.out_channels * self.depth()
+    }
+
+    /// A buffer for the columns of any tile.
+    fn buffer(&self, tiles: &[Range<usize>]) -> Vec<f32> {
+        let rows = if self.is_pointwise() { 0 } else { tiles.first().map_or(0, Range::len) };
+        vec![0.0; rows * self.depth() * self.sizes.out_width]
+    }
+}
+
+/// # Shapes
+/// `xs` (B, C, H, W), `weight` (O, C/groups, kh, kw), `bias` (O) → (B, O, H', W')
+pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    let job = Job::new(sizes);
+    let (plane, depth, tiles) = (sizes.out_plane(), job.depth(), job.tiles());
+    let mut out = match bias {
+        Some(bias) => cpu::fill_chunks(sizes.batch * sizes.out_channels * plane, plane, |i, chunk| {
+            chunk.fill(bias[i % sizes.out_channels]);
+        }),
+        None => vec![0.0; sizes.batch * sizes.out_channels * plane],
+    };
+    let mut buffer = job.buffer(&tiles);
+    for piece in job.pieces() {
+        let xs = &xs[job.input_start(piece)..];
+        let kernel = Matrix::rows(&weight[job.weight_start(piece)..], depth);
+        for tile in &tiles {
+            let (start, count) = (tile.start * sizes.out_width, tile.len() * sizes.out_width);
+            let columns = columns_of(&job, xs, tile, &mut buffer);
+            let out = &mut out[job.output_start(piece) + start..];
+            cpu::gemm((job.out_channels, count, depth), kernel, columns, out, plane, bias.is_some(), 1.0, Threads::All);
+        }
+    }
+    out
+}
+
+/// Gradients of inputs and weight, each only when `wanted`. See [`forward`] for shapes.
+pub fn backward(
+    sizes: &Sizes,
+    xs: &[f32],
+    weight: &[f32],
+    gradient: &[f32],
+    wanted: (bool, bool),
+) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+    let job = Job::new(sizes);
+    let (plane, depth, tiles) = (sizes.out_plane(), job.depth(), job.tiles());
+    let mut for_xs = wanted.0.then(|| vec![0.0; xs.len()]);
+    let mut for_weight = wanted.1.then(|| vec![0.0; weight.len()]);
+    let mut buffer = job.buffer(&tiles);
+    for piece in job.pieces() {
+        let (input, kernels) = (job.input_start(piece), job.weight_start(piece));
+        for (i, tile) in tiles.iter().enumerate() {
+            let (start, count) = (tile.start * sizes.out_width, tile.len() * sizes.out_width);
+            let g = Matrix::rows(&gradient[job.output_start(piece) + start..], plane);
+            if let Some(out) = &mut for_weight {
+                let columns = columns_of(&job, &xs[input..], tile, &mut buffer);
+                let add = i > 0 || piece.0 > 0;
+                let out = &mut out[kernels..];
+                cpu::gemm((job.out_channels, depth, count), g, columns.t(), out, depth, add, 1.0, Threads::All);
+            }
+            if let Some(out) = &mut for_xs {
+                let kernel = Matrix::rows(&weight[kernels..], depth).t();
+                let out = &mut out[input..input + job.in_channels * sizes.in_plane()];
+                let target = if job.is_pointwise() { &mut *out } else { &mut buffer[..depth * count] };
+                cpu::gemm((depth, count, job.out_channels), kernel, g, target, count, false, 1.0, Threads::All);
+                if !job.is_pointwise() {
+                    add_columns(sizes, &buffer, tile, out);
+                }
+            }
+        }
+    }
+    (for_xs, for_weight)
+}
+
+/// The columns of one tile of output rows: (depth, tile rows · W').
+fn columns_of<'a>(job: &Job, xs: &'a [f32], tile: &Range<usize>, buffer: &'a mut [f32]) -> Matrix<'a> {
+    let sizes = job.sizes;
+    let count = tile.len() * sizes.out_width;
+    if job.is_pointwise() {
+        return Matrix::rows(xs, count);
+    }
+    let buffer = &mut buffer[..job.depth() * count];
+    buffer.par_chunks_mut(sizes.area() * count).enumerate().for_each(|(channel, rows)| {
+        let plane = &xs[channel * sizes.in_plane()..][..sizes.in_plane()];
+        for (tap, row) in rows.chunks_exact_mut(count).enumerate() {
+            copy_tap(sizes, plane, tap, tile, row);
+        }
+    });
+    Matrix::rows(buffer, count)
+}
+
+/// Output positions whose tap at `offset` falls inside the input, and the input position of the first of them.
+fn inside(sizes: &Sizes, offset: usize, size: usize, out: usize) -> (Range<usize>, usize) {
+    let (stride, padding) = (sizes.spec.stride, sizes.spec.padding);
+    let start = padding.saturating_sub(offset).div_ceil(stride).min(out);
+    let end = (size + padding).saturating_sub(offset).div_ceil(stride).clamp(start, out);
+    (start..end, (start * stride + offset).saturating_sub(padding))
+}
+
+fn copy_tap(sizes: &Sizes, plane: &[f32], tap: usize, tile: &Range<usize>, row: &mut [f32]) {
+    let ConvTap { offset_y, columns, first } = ConvTap::new(sizes, tap);
+    let (stride, padding) = (sizes.spec.stride, sizes.spec.padding);
+    for (y, out) in tile.clone().zip(row.chunks_exact_mut(sizes.out_width)) {
+        let source = (y * stride + offset_y).checked_sub(padding).filter(|y| *y < sizes.height);
+        let Some(source) = source.filter(|_| !columns.is_empty()) else {
+            out.fill(0.0);
+            continue;
+        };
+        let line = &plane[source * sizes.width + first..(source + 1) * sizes.width];
+        out[..columns.start].fill(0.0);
+        out[columns.end..].fill(0.0);
+        let out = &mut out[columns.clone()];
+        if stride == 1 {
+            out.copy_from_slice(&line[..out.len()]);
+        } else {
+            for (out, x) in out.iter_mut().zip(line.iter().step_by(stride)) {
+                *out = *x;
+            }
+        }
+    }
+}
+
+/// Adds the columns of one tile back to the pixels they came from. `out` (C/groups, H, W).
+fn add_columns(sizes: &Sizes, columns: &[f32], tile: &Range<usize>, out: &mut [f32]) {
+    let count = tile.len() * sizes.out_width;
+    out.par_chunks_mut(sizes.in_plane()).enumerate().for_each(|(channel, plane)| {
+        let rows = &columns[channel * sizes.area() * count..][..sizes.area() * count];
+        for (tap, row) in rows.chunks_exact(count).enumerate() {
+            add_tap(sizes, row, tap, tile, plane);
+        }
+    });
+}
+
+fn add_tap(sizes: &Sizes, row: &[f32], tap: usize, tile: &Range<usize>, plane: &mut [f32]) {
+    let ConvTap { offset_y, columns, first } = ConvTap::new(sizes, tap);
+    let (stride, padding) = (sizes.spec.stride, sizes.spec.padding);
+    if columns.is_empty() {
+        return;
+    }
+    for (y, xs) in tile.clone().zip(row.chunks_exact(sizes.out_width)) {
+        let target = (y * stride + offset_y).checked_sub(padding).filter(|y| *y < sizes.height);
+        let Some(target) = target else { continue };
+        let line = &mut plane[target * sizes.width + first..(target + 1) * sizes.width];
+        for (out, x) in line.iter_mut().step_by(stride).zip(&xs[columns.clone()]) {
+            *out += x;
+        }
+    }
+}
+
+/// Where one kernel tap reads.
+struct ConvTap {
+    /// Distance of its row from the first tap's.
+    offset_y: usize,
+    /// Output columns for which it falls inside the input.
+    columns: Range<usize>,
+    /// The input column of the first of them.
+    first: usize,
+}
+
+impl ConvTap {
+    fn new(sizes: &Sizes, tap: usize) -> Self {
+        let (ky, kx) = (tap / sizes.kernel_width, tap % sizes.kernel_width);
+        let (columns, first) = inside(sizes, kx * sizes.spec.dilation, sizes.width, sizes.out_width);
+        Self { offset_y: ky * sizes.spec.dilation, columns, first }
+    }
+}

@@ -1,0 +1,150 @@
+//! The convolution as a candle operation: sizes, dispatch, bias.
+
+use super::{ConvSpec, columns, depthwise};
+use crate::nn::cpu::{self, Gradients3};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+/// All sizes of one convolution.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    pub batch: usize,
+    pub in_channels: usize,
+    pub height: usize,
+    pub width: usize,
+    pub out_channels: usize,
+    pub kernel_height: usize,
+    pub kernel_width: usize,
+    pub out_height: usize,
+    pub out_width: usize,
+    pub spec: ConvSpec,
+}
+
+impl Sizes {
+    /// # Errors
+    /// When the shapes do not belong together.
+    pub fn new(xs: &[usize], weight: &[usize], spec: ConvSpec) -> Result<Self> {
+        let (&[batch, in_channels, height, width], &[out_channels, per_group, kernel_height, kernel_width]) = (xs, weight) else {
+            bail!("conv2d needs four dimensions, found inputs {xs:?} and weight {weight:?}")
+        };
+        let ConvSpec { stride, padding, dilation, groups } = spec;
+        if xs.contains(&0) || weight.contains(&0) || groups == 0 || stride == 0 || in_channels != per_group * groups || out_channels % groups != 0 {
+            bail!("conv2d: inputs {xs:?} and weight {weight:?} do not fit {spec:?}")
+        }
+        let out = |size: usize, kernel: usize| match (size + 2 * padding).checked_sub(dilation * (kernel - 1) + 1) {
+            Some(room) => Ok(room / stride + 1),
+            None => bail!("conv2d: inputs {xs:?} are smaller than the kernel {weight:?} with {spec:?}"),
+        };
+        let (out_height, out_width) = (out(height, kernel_height)?, out(width, kernel_width)?);
+        Ok(Self { batch, in_channels, height, width, out_channels, kernel_height, kernel_width, out_height, out_width, spec })
+    }
+
+    /// Pixels of one input channel.
+    pub fn in_plane(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Pixels of one output channel.
+    pub fn out_plane(&self) -> usize {
+        self.out_height * self.out_width
+    }
+
+    /// Taps of one kernel plane.
+    pub fn area(&self) -> usize {
+        self.kernel_height * self.kernel_width
+    }
+
+    /// Every input channel has its own kernels.
+    fn is_depthwise(&self) -> bool {
+        self.spec.groups == self.in_channels && self.spec.groups > 1
+    }
+
+    fn out_shape(&self) -> Shape {
+        (self.batch, self.out_channels, self.out_height, self.out_width).into()
+    }
+}
+
+/// Convolution with two (inputs, weight) or three arguments (bias).
+pub struct Convolution(pub ConvSpec);
+
+impl Convolution {
+    fn forward(&self, xs: (&[f32], &Layout), weight: (&[f32], &Layout), bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let sizes = Sizes::new(xs.1.dims(), weight.1.dims(), self.0)?;
+        if bias.is_some_and(|bias| bias.len() != sizes.out_channels) {
+            bail!("conv2d: bias of {:?} values for {} channels", bias.map(<[f32]>::len), sizes.out_channels)
+        }
+        let out = if sizes.is_depthwise() {
+            depthwise::forward(&sizes, xs.0, weight.0, bias)
+        } else {
+            columns::forward(&sizes, xs.0, weight.0, bias)
+        };
+        Ok((CpuStorage::F32(out), sizes.out_shape()))
+    }
+
+    fn backward(&self, xs: &Tensor, weight: &Tensor, gradient: &[f32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let sizes = Sizes::new(xs.dims(), weight.dims(), self.0)?;
+        let (xs_values, weight_values) = (cpu::read(xs)?, cpu::read(weight)?);
+        let backward = if sizes.is_depthwise() { depthwise::backward } else { columns::backward };
+        let wanted = (xs.track_op(), weight.track_op());
+        let (for_xs, for_weight) = backward(&sizes, &xs_values, &weight_values, gradient, wanted);
+        Ok((
+            for_xs.map(|values| cpu::tensor(values, xs.shape())).transpose()?,
+            for_weight.map(|values| cpu::tensor(values, weight.shape())).transpose()?,
+        ))
+    }
+}
+
+/// Sum of the gradient over everything but channels.
+fn bias_gradient(gradient: &[f32], channels: usize, plane: usize) -> Vec<f32> {
+    let batch = gradient.len() / (channels * plane).max(1);
+    let sum = |channel| (0..batch).map(|b| plane_sum(&gradient[(b * channels + channel) * plane..][..plane])).sum::<f64>() as f32;
+    (0..channels).into_par_iter().map(sum).collect()
+}
+
+cpu::vectorised! {
+    fn plane_sum(plane: &[f32]) -> f64 {
+        cpu::sum(plane, |x| x)
+    }
+}
+
+impl CustomOp2 for Convolution {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward((cpu::values(s1, l1)?, l1), (cpu::values(s2, l2)?, l2), None)
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gradient = cpu::contiguous_gradient(gradient)?;
+        self.backward(xs, weight, &cpu::read(&gradient)?)
+    }
+}
+
+impl CustomOp3 for Convolution {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((cpu::values(s1, l1)?, l1), (cpu::values(s2, l2)?, l2), Some(cpu::values(s3, l3)?))
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, bias: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Gradients3> {
+        let gradient = cpu::contiguous_gradient(gradient)?;
+        let g = cpu::read(&gradient)?;
+        let (for_xs, for_weight) = self.backward(xs, weight, &g)?;
+        let (_, channels, height, width) = result.dims4()?;
+        let for_bias = || cpu::tensor(bias_gradient(&g, channels, height * width), bias.shape());
+        Ok((for_xs, for_weight, bias.track_op().then(for_bias).transpose()?))
+    }
+}

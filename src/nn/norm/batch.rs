@@ -1,0 +1,145 @@
+//! Batch norm: every channel is normalised by the statistics of the batch, or by given ones.
+
+use crate::nn::cpu::{self, Gradients3, vectorised};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+/// Normalisation per channel with `mean` and `variance`. Arguments: inputs (B, C, …), weight (C), bias (C).
+pub struct BatchNormOp {
+    pub mean: Vec<f32>,
+    pub variance: Vec<f32>,
+    pub eps: f64,
+    /// The statistics are those of the inputs, so the gradient also flows through them.
+    pub of_batch: bool,
+}
+
+/// Mean and biased variance per channel. `xs` (B, C, …), any layout.
+pub fn batch_statistics(xs: &Tensor) -> Result<(Vec<f32>, Vec<f32>)> {
+    let xs = xs.detach().contiguous()?;
+    let (channels, plane) = sizes(xs.dims())?;
+    let values = cpu::read(&xs)?;
+    let values = &*values;
+    let count = (values.len() / channels) as f64;
+    let planes = |c: usize| values.chunks_exact(plane).skip(c).step_by(channels);
+    let of_channel = |c: usize| {
+        let mean = (planes(c).map(plane_sum).sum::<f64>() / count) as f32;
+        (mean, (planes(c).map(|plane| plane_squares(plane, mean)).sum::<f64>() / count) as f32)
+    };
+    Ok((0..channels).into_par_iter().map(of_channel).unzip())
+}
+
+/// Channels, and values of one channel of one image.
+fn sizes(dims: &[usize]) -> Result<(usize, usize)> {
+    if dims.len() < 2 || dims.contains(&0) {
+        bail!("batch norm of inputs {dims:?}")
+    }
+    Ok((dims[1], dims[2..].iter().product()))
+}
+
+vectorised! {
+    fn plane_sum(plane: &[f32]) -> f64 {
+        cpu::sum(plane, |x| x)
+    }
+}
+
+vectorised! {
+    fn plane_squares(plane: &[f32], mean: f32) -> f64 {
+        cpu::sum(plane, |x| (x - mean) * (x - mean))
+    }
+}
+
+vectorised! {
+    /// (Σ g, Σ g·(x − mean))
+    fn plane_products(plane: &[f32], g: &[f32], mean: f32) -> (f64, f64) {
+        (cpu::sum(g, |g| g), cpu::sum_pairs(g, plane, |g, x| g * (x - mean)))
+    }
+}
+
+vectorised! {
+    /// `out = a·g + b·(x − mean) + c`
+    fn combine(plane: &[f32], g: &[f32], mean: f32, a: f32, b: f32, c: f32, out: &mut [f32]) {
+        for ((out, x), g) in out.iter_mut().zip(plane).zip(g) {
+            *out = a * g + b * (x - mean) + c;
+        }
+    }
+}
+
+vectorised! {
+    fn scale_shift(plane: &[f32], mean: f32, scale: f32, shift: f32, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(plane) {
+            *out = (x - mean) * scale + shift;
+        }
+    }
+}
+
+impl BatchNormOp {
+    /// 1/√(variance + eps) of a channel.
+    fn scale(&self, channel: usize) -> f64 {
+        1.0 / (f64::from(self.variance[channel]) + self.eps).sqrt()
+    }
+}
+
+impl CustomOp3 for BatchNormOp {
+    fn name(&self) -> &'static str {
+        "batch-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (xs, weight, bias) = (cpu::values(s1, l1)?, cpu::values(s2, l2)?, cpu::values(s3, l3)?);
+        let (channels, plane) = sizes(l1.dims())?;
+        if [weight.len(), bias.len(), self.mean.len(), self.variance.len()] != [channels; 4] {
+            bail!("batch norm of {} channels: inputs {:?}", weight.len(), l1.dims())
+        }
+        let out = cpu::fill_chunks(xs.len(), plane, |i, out| {
+            let c = i % channels;
+            let scale = (f64::from(weight[c]) * self.scale(c)) as f32;
+            scale_shift(&xs[i * plane..(i + 1) * plane], self.mean[c], scale, bias[c], out);
+        });
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, bias: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Gradients3> {
+        let gradient = cpu::contiguous_gradient(gradient)?;
+        let (x, w, g) = (cpu::read(xs)?, cpu::read(weight)?, cpu::read(&gradient)?);
+        let (x, w, g) = (&*x, &*w, &*g);
+        let (channels, plane) = sizes(xs.dims())?;
+        let planes = |c: usize| x.chunks_exact(plane).zip(g.chunks_exact(plane)).skip(c).step_by(channels);
+        let products = |c: usize| {
+            let sums = planes(c).map(|(x, g)| plane_products(x, g, self.mean[c]));
+            sums.fold((0f64, 0f64), |a, b| (a.0 + b.0, a.1 + b.1))
+        };
+        let sums: Vec<(f64, f64)> = (0..channels).into_par_iter().map(products).collect();
+        let count = (x.len() / channels) as f64;
+        let for_xs = || {
+            let out = cpu::fill_chunks(x.len(), plane, |i, out| {
+                let c = i % channels;
+                let (scale, (total, along)) = (self.scale(c), sums[c]);
+                let a = f64::from(w[c]) * scale;
+                // Batch statistics: a · (g − mean g − (x − mean) · scale² · mean of g·(x − mean)).
+                let b = if self.of_batch { -a * scale * scale * along / count } else { 0.0 };
+                let shift = if self.of_batch { -a * total / count } else { 0.0 };
+                let range = i * plane..(i + 1) * plane;
+                combine(&x[range.clone()], &g[range], self.mean[c], a as f32, b as f32, shift as f32, out);
+            });
+            cpu::tensor(out, xs.shape())
+        };
+        let for_weight = || {
+            let values = sums.iter().enumerate().map(|(c, sum)| (sum.1 * self.scale(c)) as f32).collect();
+            cpu::tensor(values, weight.shape())
+        };
+        let for_bias = || cpu::tensor(sums.iter().map(|sum| sum.0 as f32).collect(), bias.shape());
+        Ok((
+            xs.track_op().then(for_xs).transpose()?,
+            weight.track_op().then(for_weight).transpose()?,
+            bias.track_op().then(for_bias).transpose()?,
+        ))
+    }
+}
