@@ -14,6 +14,9 @@ use globset::{GlobBuilder, GlobMatcher};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
+/// The glob of plain folders.
+const ANY_IMAGE: &str = "**/*.{png,jpg,jpeg,webp}";
+
 /// Where names are looked up: user files `NAME.toml` and roots `NAME/` in these folders, first match wins.
 #[derive(Debug, Clone)]
 pub struct Search {
@@ -107,7 +110,6 @@ impl Dataset {
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let canonical = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
         let name = canonical.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let pattern = format!("**/*.{{{}}}", images::EXTENSIONS.join(","));
         Ok(Self {
             name,
             root: folder.into(),
@@ -115,7 +117,7 @@ impl Dataset {
             id_map: IdMap::TrainIds { num_classes: 0, ignore_index: 255 },
             ignore_index: 255,
             splits: BTreeMap::new(),
-            images: ImageGlob::new(&pattern, folder)?,
+            images: ImageGlob::new(ANY_IMAGE, folder)?,
             labels: None,
             descriptor_folder: None,
         })
@@ -261,8 +263,13 @@ impl Dataset {
         let relative = |path: &PathBuf| path.strip_prefix(&self.root).ok().map(slashed);
         let found: Vec<String> = files.iter().filter_map(relative).filter(|path| self.images.matches(path)).collect();
         if found.is_empty() {
-            let expected = format!("images that match `{}`", self.images.pattern);
-            let next = format!("check the folder, or `images` in the description of `{}`", self.name);
+            let (expected, next) = match self.images.pattern.as_str() {
+                ANY_IMAGE => ("a folder with images (png, jpg, jpeg, webp)".into(), "check the path".into()),
+                glob => {
+                    let next = format!("check the folder, or `images` in the description of `{}`", self.name);
+                    (format!("images that match `{glob}`"), next)
+                }
+            };
             return Err(Error::data(&self.root, expected, "none", next));
         }
         Ok(found)
@@ -451,6 +458,6 @@ fn default_root(name: &str, descriptor: &Descriptor, images: &ImageGlob, search:
 
 fn unknown(name: &str, search: &Search) -> Error {
     let names = search.names();
-    let next = format!("{}; or give a folder or a dataset `.toml`", suggest::hint(name, &names));
+    let next = format!("{} (a folder of images or a dataset `.toml` also works)", suggest::hint(name, &names));
     Error::data(name, "a data set", "an unknown name", next)
 }

@@ -86,10 +86,13 @@ impl Descriptor {
     /// Takes from `base` what is not given here. New classes make the base's ids and colours meaningless.
     fn extend(mut self, base: &str, search: &Search, depth: usize) -> Result<Self> {
         if depth > 8 {
-            let next = "a user file called like a shipped one can't extend it; rename yours";
+            let next = "remove one `extends`";
             return Err(Error::data(&self.origin, "a chain of `extends` that ends", "a circle", next));
         }
-        let Some(base) = Self::named_at(base, search, depth + 1)? else {
+        // A user's `camvid.toml` may extend the shipped one.
+        let same_name = self.origin.file_stem().is_some_and(|stem| stem == base);
+        let nowhere = Search { folders: Vec::new() };
+        let Some(base) = Self::named_at(base, if same_name { &nowhere } else { search }, depth + 1)? else {
             let found = format!("`extends = \"{base}\"`");
             return Err(Error::data(&self.origin, "a known dataset name", found, suggest::hint(base, &search.names())));
         };

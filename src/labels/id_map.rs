@@ -61,9 +61,10 @@ impl IdMap {
     }
 }
 
-/// Ids with their number of pixels, for messages: `id 12 (40 pixels), id 99 (1 pixels)`; long lists are cut.
+/// Ids with their number of pixels, for messages: `id 12 (40 pixels), id 99 (1 pixel)`; long lists are cut.
 pub fn list_ids(counts: &BTreeMap<u16, u64>) -> String {
-    let mut parts: Vec<String> = counts.iter().take(8).map(|(id, count)| format!("id {id} ({count} pixels)")).collect();
+    let part = |(id, &count): (&u16, &u64)| format!("id {id} ({count} pixel{})", if count == 1 { "" } else { "s" });
+    let mut parts: Vec<String> = counts.iter().take(8).map(part).collect();
     if counts.len() > 8 {
         parts.push(format!("{} more", counts.len() - 8));
     }
