@@ -2,20 +2,21 @@
 //! environment variables and the terminal.
 
 mod adapt;
-mod common;
+pub mod common;
 mod evaluate;
 mod generate;
 mod personalize;
 mod predict;
 mod pretrain;
-mod progress;
-mod recipe;
+pub mod progress;
+pub mod recipe;
+mod settings;
 
-use crate::base::{Error, Result};
+use crate::base::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Adapt a semantic segmenter to a place nobody labelled, from one photo of it.
+/// Adapt a semantic segmenter to a place nobody labelled, from one photo of it
 #[derive(Debug, Parser)]
 #[command(name = "datum", version, arg_required_else_help = true, max_term_width = 110)]
 #[command(after_help = "The three stages:\n  datum personalize target.png\n  datum generate --prompts things.txt\n  \
@@ -27,17 +28,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Train a small Stable Diffusion of your own from photos
     Pretrain(pretrain::PretrainArgs),
-    /// Teach a Stable Diffusion model the look of one target photo (DreamBooth)
     Personalize(personalize::PersonalizeArgs),
-    /// Generate the pseudo-target data set from class-wise prompts
     Generate(generate::GenerateArgs),
-    /// Train a segmenter on labelled source and unlabelled (pseudo-)target images
     Adapt(adapt::AdaptArgs),
-    /// Score a segmenter, or a folder of predictions, on a labelled data set
     Evaluate(evaluate::EvaluateArgs),
-    /// Segment photos with a trained segmenter
     Predict(predict::PredictArgs),
 }
 
@@ -72,18 +67,3 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Predict(args) => predict::run(args),
     }
 }
-
-/// Prints one result object on stdout. A closed pipe is fine.
-fn print_json(value: &serde_json::Value) -> Result<()> {
-    use std::io::Write;
-    match writeln!(std::io::stdout(), "{value}") {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout", e)),
-        _ => Ok(()),
-    }
-}
-//! The command line: the only folder that reads flags, environment variables and the terminal.
-
-pub mod common;
-pub mod progress;
-pub mod recipe;
-pub mod suggest;

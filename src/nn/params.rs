@@ -112,10 +112,10 @@ impl ParamStore {
         Ok(())
     }
 
-    /// A store of the same names and kinds with new values.
-    pub fn mapped(&self, value: impl Fn(&Var) -> Result<Var>) -> Result<Self> {
-        let map = |(name, param): (&String, &Param)| Ok((name.clone(), Param { var: value(&param.var)?, kind: param.kind }));
-        Ok(Self { params: self.params.iter().map(map).collect::<Result<_>>()? })
+    /// A store of the same names with its own copies of the values.
+    pub fn copied(&self) -> Result<Self> {
+        let copy = |param: &Param| Ok(Param { var: Var::from_tensor(&param.var.as_tensor().copy()?)?, kind: param.kind });
+        Ok(Self { params: self.params.iter().map(|(name, param)| Ok((name.clone(), copy(param)?))).collect::<Result<_>>()? })
     }
 
     /// Copies all values (weights and buffers) from a store with the same names.

@@ -2,12 +2,6 @@
 
 use crate::base::Result;
 use crate::nn::{Kind, ParamStore};
-use candle_core::Var;
-
-/// A store with the same names and its own copies of the values.
-pub fn copy(parameters: &ParamStore) -> Result<ParamStore> {
-    parameters.mapped(|var| Ok(Var::from_tensor(&var.as_tensor().copy()?)?))
-}
 
 /// Decay of the update number `update` (from 0): min(1 − 1/(update + 1), decay), so that the first update copies.
 ///

@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod driver;
+pub mod ema;
 mod gradients;
 pub mod guard;
 pub mod optim;

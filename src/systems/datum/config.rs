@@ -61,6 +61,10 @@ pub struct VaeTraining {
     pub kl_weight: f64,
     /// Weight of the loss on image gradients, which keeps edges.
     pub edge_weight: f64,
+    /// Weight of the loss on colour differences, which grey photos would teach last.
+    pub colour_weight: f64,
+    /// Share of crops whose light is changed, so that the autoencoder serves other light than that of the photos.
+    pub relight: f32,
 }
 
 /// Architecture and training of the U-Net and text encoder.
@@ -127,6 +131,8 @@ impl Default for VaeTraining {
             learning_rate: 1e-3,
             kl_weight: 1e-6,
             edge_weight: 0.5,
+            colour_weight: 2.0,
+            relight: 0.6,
         }
     }
 }
@@ -361,6 +367,8 @@ pub struct AdaptConfig {
     pub rare_class_temperature: f64,
     /// Class pixels per training image of full size that make it a candidate for that class.
     pub rare_class_min_pixels: u64,
+    /// Distort brightness, contrast, saturation and hue of source photos; baselines without self-training use it.
+    pub photometric_distortion: bool,
     /// Stylise source photos by swapping low Fourier amplitudes with random target images (FDA).
     pub fourier: f64,
     /// Self-training.
@@ -428,6 +436,7 @@ impl Default for AdaptConfig {
             warmup: 1500,
             rare_class_temperature: 0.01,
             rare_class_min_pixels: 3000,
+            photometric_distortion: false,
             fourier: 0.0,
             self_training: SelfTrainingConfig::default(),
             test_size: Size { height: 0, width: 0 },

@@ -4,8 +4,10 @@
 //! [`generate`] → [`adapt`] → [`evaluate`].
 
 pub mod adapt;
+pub mod base;
 pub mod config;
 pub mod evaluate;
 pub mod generate;
 pub mod personalize;
 pub mod pretrain;
+pub mod segmenter_file;

@@ -54,7 +54,7 @@ impl<'a> Denoiser<'a> {
             text: TextEncoder::new(&model.text_config, &Builder::from_store(&model.text))?,
             vae: model.frozen_vae()?,
             noise_levels: model.schedule()?,
-            average: ema::copy(&parameters)?,
+            average: parameters.copied()?,
             optimizer: AdamW::new(vec![Group::all(&parameters, 1e-2)], settings)?,
             guard: Guard::new(parameters.weights(), sparse)?,
             parameters,

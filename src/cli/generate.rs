@@ -1,0 +1,120 @@
+//! `datum generate`
+
+use super::common::{ComputeArgs, DisplayArgs, RunArgs};
+use super::settings;
+use crate::base::{Error, Result};
+use crate::systems::datum::config::GenerateConfig;
+use crate::systems::datum::generate::{self, Shard};
+use crate::train::run_dir::RunDir;
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Generate the pseudo-target data set from class-wise prompts
+#[derive(Debug, Args)]
+#[command(after_help = "Images that are there already are kept: run the same command with the same --output to go on.\n\n\
+                        Examples:\n  datum generate --prompts things.txt\n  \
+                        datum generate --prompts things.txt --count 500 --shard 0/4 --output set\n  \
+                        datum generate --prompts my.txt --model runs/small/model --lora style.safetensors:0.8")]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    display: DisplayArgs,
+}
+
+#[derive(Debug, Args, Serialize)]
+struct Flags {
+    /// Prompts, one a line: a file, or things.txt, things-stuff.txt, scene.txt that ship with the program
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<String>,
+    /// Run of `personalize`, diffusers folder, or hub id [default: the newest personalised run]
+    #[arg(long, value_name = "FOLDER|ID|nano")]
+    model: Option<String>,
+    /// Low-rank update with its scale; may be repeated
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lora: Vec<String>,
+    /// Word for the `{identifier}` holes of prompts [default: sks]
+    #[arg(long, value_name = "WORD")]
+    identifier: Option<String>,
+    /// Number of images [default: 2975]
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Denoising steps [default: 50]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Weight of the prompt; 1 or less switches the unconditional branch off [default: 7.5]
+    #[arg(long, value_name = "X")]
+    guidance_scale: Option<f64>,
+    /// pndm, ddim, ddpm, euler or dpmpp-2m [default: pndm]
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
+    /// Width in pixels [default: what the model was trained for]
+    #[arg(long, value_name = "W")]
+    width: Option<usize>,
+    /// Height in pixels [default: what the model was trained for]
+    #[arg(long, value_name = "H")]
+    height: Option<usize>,
+    /// What the images must not show
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// Images per forward pass; never changes a result [default: 1]
+    #[arg(long, value_name = "B")]
+    batch_size: Option<usize>,
+    /// Make part I of N (I from 0)
+    #[arg(long, value_name = "I/N")]
+    shard: Option<String>,
+    /// Tensor `latents` [N, 4, h, w] that replaces the noise
+    #[arg(long, value_name = "FILE.safetensors")]
+    latents: Option<String>,
+    /// Photos whose layout is kept: image j starts from photo j mod n instead of from noise alone
+    #[arg(long, value_name = "DIR")]
+    init_images: Option<String>,
+    /// Share of the way to noise that these photos go [default: 0.6]
+    #[arg(long, value_name = "X")]
+    strength: Option<f64>,
+}
+
+/// Runs the verb.
+pub fn run(args: GenerateArgs) -> Result<()> {
+    args.compute.apply()?;
+    let resolved = settings::resolve::<GenerateConfig>("generate", &args.run, &args.flags)?;
+    let config = &resolved.settings;
+    if config.prompts.is_empty() {
+        return Err(Error::Usage("generate needs prompts\n  next: add `--prompts things.txt`".into()));
+    }
+    let progress = args.display.progress();
+    let (run, output) = open(config, &args.run)?;
+    settings::record(&run, &resolved, &[&config.prompts])?;
+    let made = run.timed("generate", || generate::run(config, &run, &output, Path::new(settings::RUNS), &progress))?;
+    let result = json!({ "images": made.folder, "made": made.made, "kept": made.kept, "run": run.path() });
+    args.display.result(&result, || format!("{}", made.folder.display()))
+}
+
+/// The run folder and the folder that holds `images/`. Shards share the latter and have a run folder each.
+fn open(config: &GenerateConfig, run: &RunArgs) -> Result<(RunDir, PathBuf)> {
+    let open_or_create = |folder: &Path| match folder.join("recipe.toml").is_file() {
+        true => RunDir::open(folder),
+        false => RunDir::create(Some(folder), Path::new(settings::RUNS), ""),
+    };
+    match (&run.output, config.shard.as_str()) {
+        (None, "") => {
+            let run = RunDir::create(None, Path::new(settings::RUNS), &format!("generate_{}", settings::stem(&config.prompts)))?;
+            let output = run.path().to_path_buf();
+            Ok((run, output))
+        }
+        (None, _) => Err(Error::Usage("--shard needs --output, so that all parts go to one folder".into())),
+        (Some(output), "") => Ok((open_or_create(output)?, output.clone())),
+        (Some(output), shard) => {
+            let shard: Shard = shard.parse()?;
+            let own = output.join("shards").join(format!("{}-of-{}", shard.index, shard.count));
+            Ok((open_or_create(&own)?, output.clone()))
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! `datum predict`
+
+use super::common::{ComputeArgs, DisplayArgs};
+use crate::base::{Error, Result};
+use crate::eval::Format;
+use crate::systems::datum::evaluate;
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Segment photos with a trained segmenter
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  datum predict --checkpoint runs/adapted photo.jpg --output out\n  \
+                        datum predict --checkpoint runs/adapted photos --output out --format train-ids")]
+pub struct PredictArgs {
+    /// Photos and folders of photos
+    #[arg(value_name = "IMAGE|FOLDER", required = true)]
+    inputs: Vec<PathBuf>,
+    /// Run of `adapt`, or a segmenter file
+    #[arg(long, value_name = "RUN|FILE")]
+    checkpoint: PathBuf,
+    /// Folder for the results
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+    /// Share of the class colours over the photo, 0 to 1
+    #[arg(long, default_value_t = 0.5, value_name = "X")]
+    opacity: f32,
+    /// Colour overlays, palette images of train ids, or gray images of label ids
+    #[arg(long, value_enum, default_value = "color")]
+    format: FormatChoice,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    display: DisplayArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatChoice {
+    /// Class colours over the photo.
+    Color,
+    /// Palette PNG of train ids.
+    TrainIds,
+    /// Gray PNG of label ids.
+    LabelIds,
+}
+
+/// Runs the verb.
+pub fn run(args: PredictArgs) -> Result<()> {
+    args.compute.apply()?;
+    if !(0.0..=1.0).contains(&args.opacity) {
+        return Err(Error::Usage(format!("--opacity {}: expected a value from 0 to 1", args.opacity)));
+    }
+    let format = match args.format {
+        FormatChoice::Color => Format::Color { opacity: args.opacity },
+        FormatChoice::TrainIds => Format::TrainIds,
+        FormatChoice::LabelIds => Format::LabelIds,
+    };
+    let progress = args.display.progress();
+    let (written, unreadable) = evaluate::predict(&args.checkpoint, &args.inputs, &args.output, format, &progress)?;
+    let result = json!({ "written": written, "unreadable": unreadable, "output": args.output });
+    args.display.result(&result, || format!("{}", args.output.display()))
+}

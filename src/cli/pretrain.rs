@@ -1,0 +1,56 @@
+//! `datum pretrain`
+
+use super::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
+use super::settings;
+use crate::base::Result;
+use crate::systems::datum::config::PretrainConfig;
+use crate::systems::datum::pretrain;
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+
+/// Train a small Stable Diffusion of your own from photos
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  datum pretrain --images photos\n  \
+                        datum pretrain --images photos --captions captions.jsonl --set unet.steps=2000 --output runs/small")]
+pub struct PretrainArgs {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(flatten)]
+    resume: ResumeArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    display: DisplayArgs,
+}
+
+#[derive(Debug, Args, Serialize)]
+struct Flags {
+    /// Folder of photos
+    #[arg(long, value_name = "DIR")]
+    images: Option<String>,
+    /// Captions, one JSON object a line: {"file_name": "a.jpg", "text": "a photo of cars"}
+    #[arg(long, value_name = "FILE")]
+    captions: Option<String>,
+    /// Caption of photos without one of their own
+    #[arg(long, value_name = "TEXT")]
+    template: Option<String>,
+    /// `scratch`, or a diffusers folder to go on from
+    #[arg(long, value_name = "scratch|FOLDER")]
+    base: Option<String>,
+}
+
+/// Runs the verb.
+pub fn run(args: PretrainArgs) -> Result<()> {
+    args.compute.apply()?;
+    let resolved = settings::resolve::<PretrainConfig>("pretrain", &args.run, &args.flags)?;
+    let config = &resolved.settings;
+    let progress = args.display.progress();
+    let run = settings::run_folder("pretrain", &settings::stem(&config.images), &args.run, args.resume.resume.as_ref())?;
+    settings::record(&run, &resolved, &[&config.captions])?;
+    let folder = pretrain::run(config, &run, args.resume.resume.as_ref(), &progress)?;
+    let result = json!({ "model": folder, "run": run.path() });
+    args.display.result(&result, || format!("{}", folder.display()))
+}

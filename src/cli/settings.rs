@@ -1,0 +1,85 @@
+//! From flags to the settings of a verb, and from settings to a run folder.
+
+use super::common::RunArgs;
+use super::recipe::{Layers, Resolved};
+use crate::base::{Error, Result};
+use crate::data::Search;
+use crate::io::hash;
+use crate::train::checkpoint::Resume;
+use crate::train::run_dir::RunDir;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Recipes that live in the program.
+const SHIPPED: &[(&str, &str)] = &[("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml"))];
+
+/// Folder of numbered runs.
+pub const RUNS: &str = "runs";
+
+/// Settings in layers: default < recipe < environment < `--set` < flag. `flags` serialises to the flags that were given,
+/// named after the settings. A recipe may hold a table for each verb; `verb` picks its own.
+pub fn resolve<T>(verb: &str, run: &RunArgs, flags: &impl Serialize) -> Result<Resolved<T>>
+where
+    T: Serialize + DeserializeOwned + Default,
+{
+    let mut layers = Layers::for_verb(verb, &T::default(), SHIPPED)?;
+    if let Some(recipe) = &run.recipe {
+        layers.recipe(recipe)?;
+    }
+    layers.environment(std::env::vars())?;
+    for assignment in &run.set {
+        layers.set(assignment)?;
+    }
+    let given = toml::Table::try_from(flags).map_err(|e| Error::Usage(e.to_string()))?;
+    for (key, value) in given {
+        layers.flag(&key, &format!("--{}", key.replace('_', "-")), Some(value))?;
+    }
+    layers.flag("seed", "--seed", run.seed)?;
+    layers.resolve()
+}
+
+/// The run folder of a verb: a new one, or with `resume` the one that goes on.
+///
+/// # Errors
+/// A folder in use, not empty, or without a run to go on with.
+pub fn run_folder(verb: &str, label: &str, run: &RunArgs, resume: Option<&Resume>) -> Result<RunDir> {
+    match (resume, &run.output) {
+        (None, output) => RunDir::create(output.as_deref(), Path::new(RUNS), &format!("{verb}_{label}")),
+        (Some(_), Some(output)) => RunDir::open(output),
+        (Some(Resume::Path(path)), None) => RunDir::open(&run_of(path)),
+        (Some(Resume::Latest), None) => {
+            let newest = RunDir::newest(Path::new(RUNS), verb).ok_or_else(|| {
+                Error::data(RUNS, format!("a run of `{verb}` to resume"), "none", "start without `--resume`, or name its folder with `--output`")
+            })?;
+            RunDir::open(&newest)
+        }
+    }
+}
+
+/// The run folder a checkpoint belongs to: two levels up from `checkpoints/step-N`, or the folder itself.
+fn run_of(path: &Path) -> PathBuf {
+    match path.ancestors().find(|folder| folder.join("recipe.toml").is_file()) {
+        Some(folder) => folder.into(),
+        None => path.into(),
+    }
+}
+
+/// Writes `recipe.toml` and `environment.json`; `inputs` are files whose hashes are recorded.
+pub fn record<T: Serialize>(run: &RunDir, resolved: &Resolved<T>, inputs: &[&str]) -> Result<()> {
+    run.write_recipe(&resolved.to_toml()?)?;
+    let hash = |path: &&str| Some((path.to_string(), hash::file(Path::new(path)).ok()?));
+    run.write_environment(&inputs.iter().filter_map(hash).collect::<BTreeMap<_, _>>())
+}
+
+/// Where data sets are looked up.
+pub fn search() -> Search {
+    Search::new(std::env::var_os("DATUM_DATASETS").map(PathBuf::from))
+}
+
+/// A short name for a run folder: the file stem of what it works on.
+pub fn stem(text: &str) -> String {
+    let name = text.split('=').next().unwrap_or(text);
+    Path::new(name).file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned())
+}

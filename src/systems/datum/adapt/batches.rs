@@ -1,0 +1,206 @@
+//! What one adaptation step sees: source images with labels, target images without, prepared on threads.
+
+use super::frame;
+use crate::base::progress::Progress;
+use crate::base::{Result, Rng};
+use crate::data::fourier::FourierTransfer;
+use crate::data::rare_class::{ClassStatistics, FileStatistics, MinPixels, RareClassConfig, RareClassSampling, count_pixels};
+use crate::data::transforms::{Example, Item, keep_ratio_size};
+use crate::data::{Batch, Dataset, Loader, Normalize, Pipeline, Sample};
+use crate::models::segmenter::Normalization;
+use crate::systems::datum::config::AdaptConfig;
+use crate::systems::datum::segmenter_file::Header;
+use crate::uda::StepBatch;
+use candle_core::{Device, Tensor};
+use std::sync::{Arc, OnceLock};
+
+/// Decoded, resized pictures are kept in memory up to this many bytes a data set.
+const CACHE_BYTES: usize = 2 << 30;
+
+/// Makes the batch of each step; cheap to clone for threads.
+#[derive(Clone)]
+pub struct Batches(Arc<Inner>);
+
+struct Inner {
+    source: Pictures,
+    target: Option<Pictures>,
+    rare: Option<RareClassSampling>,
+    fourier: f64,
+    seed: u64,
+    batch_size: u64,
+}
+
+/// The pictures of one data set, resized, and what happens to them.
+struct Pictures {
+    dataset: Dataset,
+    samples: Vec<Sample>,
+    pipeline: Pipeline,
+    resize: Option<(usize, usize)>,
+    labelled: bool,
+    cache: Option<Vec<OnceLock<Example>>>,
+}
+
+impl Pictures {
+    fn new(dataset: &Dataset, samples: Vec<Sample>, resize: Option<(usize, usize)>, pipeline: Pipeline, labelled: bool) -> Self {
+        let area = resize.unwrap_or((1024, 2048));
+        let fits = samples.len() * area.0 * area.1 * 4 <= CACHE_BYTES;
+        let cache = fits.then(|| samples.iter().map(|_| OnceLock::new()).collect());
+        Self { dataset: dataset.clone(), samples, pipeline, resize, labelled, cache }
+    }
+
+    fn example(&self, index: usize) -> Result<Example> {
+        let load = || {
+            let sample = &self.samples[index];
+            let example = if self.labelled { self.dataset.load(sample)? } else { self.dataset.load_image(sample)? };
+            Ok(match self.resize {
+                Some(frame) => example.resize(keep_ratio_size(example.size(), frame)),
+                None => example,
+            })
+        };
+        let Some(slot) = self.cache.as_ref().map(|cache| &cache[index]) else { return load() };
+        match slot.get() {
+            Some(example) => Ok(example.clone()),
+            None => Ok(slot.get_or_init({
+                let example = load()?;
+                || example
+            })
+            .clone()),
+        }
+    }
+}
+
+impl Batches {
+    /// # Errors
+    /// Data sets without readable images; labels that do not fit (all are read for rare class sampling).
+    pub fn new(
+        config: &AdaptConfig,
+        header: &Header,
+        source: &Dataset,
+        target: Option<&Dataset>,
+        progress: &dyn Progress,
+    ) -> Result<Self> {
+        let normalize = normalize(header.model.normalization());
+        let crop = Some((config.crop.height, config.crop.width));
+        let labelled = Pipeline {
+            resize: None,
+            crop,
+            cat_max_ratio: Some(0.75),
+            flip: true,
+            photometric: config.photometric_distortion,
+            normalize: normalize.clone(),
+        };
+        let unlabelled = Pipeline { cat_max_ratio: None, photometric: false, ..labelled.clone() };
+        let split = |name: &str, dataset: &Dataset, preferred: &[&'static str]| match name {
+            "" => dataset.first_split(preferred).map(str::to_string),
+            name => Some(name.to_string()),
+        };
+        let source_split = split(&config.source_split, source, &["train"]);
+        let samples = source.readable_samples(source_split.as_deref(), progress)?;
+        progress.say(&format!("source: {} images of {}", samples.len(), source.name));
+        let source = Pictures::new(source, samples, frame(config.source_size), labelled, true);
+        let target = match target {
+            None => None,
+            Some(dataset) => {
+                let split = split(&config.target_split, dataset, &[]);
+                let samples = dataset.readable_samples(split.as_deref(), progress)?;
+                progress.say(&format!("target: {} images of {}", samples.len(), dataset.name));
+                Some(Pictures::new(dataset, samples, frame(config.target_size), unlabelled, false))
+            }
+        };
+        let rare = rare_classes(config, &source, progress)?;
+        let (fourier, seed, batch_size) = (config.fourier, config.seed, config.batch_size as u64);
+        Ok(Self(Arc::new(Inner { source, target, rare, fourier, seed, batch_size })))
+    }
+
+    /// Batches of the steps from `first` on, prepared ahead.
+    pub fn loader(&self, first: u64, last: u64, workers: usize) -> Result<Loader<StepBatch>> {
+        let batches = self.clone();
+        Loader::new(first..last, workers, 2 * workers, move |step| batches.0.make(step))
+    }
+}
+
+/// Class statistics of the source and the sampling they lead to; `None` samples uniformly.
+fn rare_classes(config: &AdaptConfig, source: &Pictures, progress: &dyn Progress) -> Result<Option<RareClassSampling>> {
+    if config.rare_class_temperature <= 0.0 {
+        return Ok(None);
+    }
+    progress.stage("class statistics", source.samples.len() as u64, 0);
+    let mut files = Vec::with_capacity(source.samples.len());
+    for (index, sample) in source.samples.iter().enumerate() {
+        let ids = source.dataset.load_label(sample)?.ids;
+        files.push(FileStatistics { file: sample.stem.clone(), pixels: count_pixels(&ids) });
+        progress.step(index as u64 + 1, "");
+    }
+    progress.end();
+    let settings = RareClassConfig {
+        temperature: config.rare_class_temperature,
+        min_pixels: MinPixels::Pixels(config.rare_class_min_pixels),
+        ..RareClassConfig::default()
+    };
+    RareClassSampling::new(&ClassStatistics { files }, settings).map(Some)
+}
+
+pub fn normalize(normalization: Normalization) -> Normalize {
+    Normalize { mean: normalization.mean.map(f64::from), std: normalization.std.map(f64::from) }
+}
+
+impl Inner {
+    fn make(&self, step: u64) -> Result<StepBatch> {
+        let (mut source, mut target) = (Vec::new(), Vec::new());
+        for item in 0..self.batch_size {
+            let mut rng = Rng::stream(self.seed, "adapt item", &[step, item]);
+            let styled = self.target(&mut rng)?;
+            source.push(self.source(&mut rng, styled.as_ref())?);
+            target.extend(styled.map(|example| self.finish_target(&example)).transpose()?);
+        }
+        let source = Batch::stack(&source)?;
+        let labels = source.labels.ok_or_else(|| candle_core::Error::Msg("a source item has no label".into()))?;
+        let target = if target.is_empty() { None } else { Some(Batch::stack(&target)?.images) };
+        Ok(StepBatch { images: source.images, labels, target })
+    }
+
+    /// # Randomness
+    /// Target index, crop, flip.
+    fn target(&self, rng: &mut Rng) -> Result<Option<Example>> {
+        let Some(target) = &self.target else { return Ok(None) };
+        let example = target.example(rng.below(target.samples.len()))?;
+        Ok(Some(target.pipeline.augment(&example, rng)))
+    }
+
+    fn finish_target(&self, example: &Example) -> Result<Item> {
+        let pipeline = self.target.as_ref().map_or(&self.source.pipeline, |target| &target.pipeline);
+        Ok(pipeline.finish(example, &Device::Cpu)?)
+    }
+
+    /// # Randomness
+    /// Class and file (or file alone), then crops.
+    fn source(&self, rng: &mut Rng, style: Option<&Example>) -> Result<Item> {
+        let pictures = &self.source;
+        let example = match &self.rare {
+            None => pictures.pipeline.augment(&pictures.example(rng.below(pictures.samples.len()))?, rng),
+            Some(rare) => {
+                let draw = rare.draw(rng);
+                let whole = pictures.example(draw.file)?;
+                let crop = |_| Ok(pictures.pipeline.augment(&whole, rng));
+                rare.crop(draw.class, crop, |example: &Example| example.label.as_ref().map_or(&[], |label| &label.ids))?
+            }
+        };
+        let mut item = pictures.pipeline.finish(&example, &Device::Cpu)?;
+        if let (true, Some(style)) = (self.fourier > 0.0, style) {
+            item.image = self.stylise(&example, style)?;
+        }
+        Ok(item)
+    }
+
+    /// The source crop with the low amplitudes of a target crop of the same size, normalised, not clipped.
+    fn stylise(&self, example: &Example, style: &Example) -> Result<Tensor> {
+        let floats = |example: &Example| example.image.pixels.iter().map(|&p| f32::from(p)).collect::<Vec<f32>>();
+        let transfer = FourierTransfer::new(floats(style), style.size(), self.fourier)?;
+        let (height, width) = example.size();
+        let pixels = transfer.apply(&floats(example), (height, width))?;
+        let Normalize { mean, std } = &self.source.pipeline.normalize;
+        let at = |c: usize, i: usize| ((f64::from(pixels[3 * i + c]) - mean[c]) / std[c]) as f32;
+        let planes: Vec<f32> = (0..3).flat_map(|c| (0..height * width).map(move |i| (c, i))).map(|(c, i)| at(c, i)).collect();
+        Ok(Tensor::from_vec(planes, (3, height, width), &Device::Cpu)?)
+    }
+}

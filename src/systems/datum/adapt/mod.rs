@@ -1,0 +1,77 @@
+//! `datum adapt`: trains a segmenter on labelled source and unlabelled (pseudo-)target images.
+//!
+//! [`batches`] prepares what one step sees, [`training`] runs the step of the self-training engine under the optimiser.
+
+mod batches;
+mod training;
+
+use super::config::{AdaptConfig, Size, Strategy};
+use super::segmenter_file::{self, Segmenter as SegmenterFile};
+use crate::base::progress::Progress;
+use crate::base::{Error, Result};
+use crate::data::{Dataset, Search};
+use crate::systems::stage::Stage;
+use crate::train::checkpoint::Resume;
+use crate::train::run_dir::RunDir;
+use batches::Batches;
+pub use batches::normalize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use training::Adaptation;
+
+/// Trains and returns the segmenter's file, `segmenter.safetensors` in the run.
+///
+/// # Errors
+/// Unusable data sets or weights; interruption.
+pub fn run(
+    config: &AdaptConfig,
+    run: &RunDir,
+    resume: Option<&Resume>,
+    search: &Search,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    let source = Dataset::open(&config.source, search)?;
+    if !source.has_labels() {
+        return Err(Error::Usage(format!("the source `{}` has no labels; give a labelled data set as --source", config.source)));
+    }
+    let target = match (config.strategy, config.fourier > 0.0, config.target.as_str()) {
+        (Strategy::SourceOnly, false, _) => None,
+        (_, _, "") => return Err(Error::Usage("this strategy learns from the target; give --target DATASET|FOLDER".into())),
+        (_, _, target) => Some(Dataset::open(target, search)?),
+    };
+    let header = segmenter_file::header(config, &source);
+    let batches = Batches::new(config, &header, &source, target.as_ref(), progress)?;
+    let mut training = Adaptation::new(config, &header, &source, batches)?;
+    let stage = Stage {
+        run,
+        name: "adapt",
+        folder: "",
+        steps: config.iterations,
+        checkpointing_steps: config.checkpointing_steps,
+        keep: 1,
+        identity: identity(config)?,
+        resume,
+        progress,
+    };
+    stage.train(&mut training)?;
+    let file = run.path().join(segmenter_file::FILE);
+    SegmenterFile::save(&file, &header, training.parameters())?;
+    progress.say(&format!("segmenter: {}", file.display()));
+    Ok(file)
+}
+
+/// What a checkpoint must share with the run that goes on from it.
+fn identity(config: &AdaptConfig) -> Result<BTreeMap<String, serde_json::Value>> {
+    let serde_json::Value::Object(mut values) = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))? else {
+        return Err(Error::Usage("a recipe is a table of values".into()));
+    };
+    for free in ["workers", "checkpointing_steps", "test_size"] {
+        values.remove(free);
+    }
+    Ok(values.into_iter().collect())
+}
+
+/// (height, width), none for 0×0.
+pub fn frame(size: Size) -> Option<(usize, usize)> {
+    (size.height > 0 && size.width > 0).then_some((size.height, size.width))
+}

@@ -1,0 +1,94 @@
+//! `datum evaluate` and `datum predict`.
+
+use super::segmenter_file::Segmenter;
+use crate::base::progress::Progress;
+use crate::base::{Error, Result, interrupt};
+use crate::data::Dataset;
+use crate::eval::{self, Evaluation, Format, Inference};
+use crate::io::images;
+use crate::labels::{Classes, IdMap};
+use crate::models::segmenter::Segmenter as _;
+use crate::nn::Pass;
+use candle_core::Tensor;
+use std::path::{Path, PathBuf};
+
+/// Scores a trained segmenter on a labelled data set. `each_to` receives colour overlays of every picture.
+pub fn checkpoint(
+    path: &Path,
+    dataset: &Dataset,
+    split: Option<&str>,
+    inference: Inference,
+    each_to: Option<&Path>,
+    progress: &dyn Progress,
+) -> Result<Evaluation> {
+    let segmenter = Segmenter::open(path)?;
+    segmenter.fits(dataset, path)?;
+    let model = |images: &Tensor| segmenter.network.forward(images, &Pass::eval());
+    segmenter.evaluator(inference).evaluate(dataset, split, &model, progress, |sample, image, prediction| match each_to {
+        None => Ok(()),
+        Some(folder) => {
+            let path = folder.join(format!("{}.png", sample.stem));
+            let format = Format::Color { opacity: 0.5 };
+            eval::write_prediction(&path, image, prediction, &dataset.classes, &dataset.id_map, format)
+        }
+    })
+}
+
+/// Segments pictures; `inputs` are files and folders. Returns how many were written and how many could not be read.
+///
+/// # Errors
+/// No readable picture; interruption.
+pub fn predict(
+    checkpoint: &Path,
+    inputs: &[PathBuf],
+    output: &Path,
+    format: Format,
+    progress: &dyn Progress,
+) -> Result<(u64, u64)> {
+    let segmenter = Segmenter::open(checkpoint)?;
+    let mut classes = Classes::new(segmenter.header.classes.clone());
+    classes.palette = segmenter.header.palette.clone();
+    let model = |images: &Tensor| segmenter.network.forward(images, &Pass::eval());
+    let evaluator = segmenter.evaluator(Inference::Whole);
+    let files = files(inputs)?;
+    let (mut written, mut unreadable) = (0, Vec::new());
+    progress.stage("predict", files.len() as u64, 0);
+    for (index, (file, name)) in files.iter().enumerate() {
+        if interrupt::requested() {
+            return Err(Error::Interrupted { resume: "run the same command again".into() });
+        }
+        match images::read_rgb(file) {
+            Err(error) if inputs.iter().any(|input| input == file) => return Err(error),
+            Err(error) => unreadable.push(error),
+            Ok(image) => {
+                let prediction = evaluator.predict(&image, &model)?;
+                let path = output.join(name).with_extension("png");
+                eval::write_prediction(&path, &image, &prediction, &classes, &IdMap::Identity, format)?;
+                written += 1;
+            }
+        }
+        progress.step(index as u64 + 1, "");
+    }
+    progress.end();
+    if let Some(line) = images::unreadable_line(&unreadable, files.len()) {
+        progress.warn(&line);
+    }
+    Ok((written, unreadable.len() as u64))
+}
+
+/// The picture files with the names of their outputs (relative to their folder).
+fn files(inputs: &[PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut files = Vec::new();
+    for input in inputs {
+        if input.is_dir() {
+            let inside = images::list(input)?.into_iter().filter(|path| images::is_image(path));
+            files.extend(inside.map(|path| (path.clone(), path.strip_prefix(input).unwrap_or(&path).to_path_buf())));
+            if files.is_empty() {
+                images::scan(input)?;
+            }
+        } else {
+            files.push((input.clone(), PathBuf::from(input.file_name().unwrap_or_default())));
+        }
+    }
+    Ok(files)
+}

@@ -1,0 +1,224 @@
+//! `datum generate`: the pseudo-target data set, image by image, resumable and shardable.
+
+use super::base;
+use super::config::GenerateConfig;
+use crate::base::progress::Progress;
+use crate::base::{Error, Result, interrupt};
+use crate::data::resize::antialiased;
+use crate::diffusion::model::Model;
+use crate::diffusion::sampler::SamplerKind;
+use crate::diffusion::text_to_image::{Request, SamplingSettings, TextToImage, to_tensor};
+use crate::io::images::{self, RgbImage};
+use crate::io::manifest::{GenerationFacts, ImageRecord, Manifest};
+use crate::io::weights::TensorSource;
+use crate::io::{hash, png_text, weights};
+use crate::prompting::{ClassSet, PromptFile, Prompts};
+use crate::train::run_dir::RunDir;
+use candle_core::{Device, Tensor};
+use std::path::{Path, PathBuf};
+
+/// Where the pictures lie below the output folder.
+pub const IMAGE_FOLDER: &str = "images";
+
+/// One part of a sharded generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// Number of this part, from 0.
+    pub index: u64,
+    /// Number of parts.
+    pub count: u64,
+}
+
+impl std::str::FromStr for Shard {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match parts {
+            Some((index, count)) if index < count => Ok(Self { index, count }),
+            _ => Err(Error::Usage(format!("--shard {text}: expected I/N with I from 0 to N − 1, e.g. 0/4"))),
+        }
+    }
+}
+
+/// What a generation left behind.
+#[derive(Debug, Clone)]
+pub struct Generated {
+    /// The folder of pictures.
+    pub folder: PathBuf,
+    /// Pictures made now.
+    pub made: u64,
+    /// Pictures that were there already, unchanged.
+    pub kept: u64,
+}
+
+/// Makes the images of this shard that are not there yet. `output` holds `images/`; `run` the manifest of this shard.
+///
+/// # Errors
+/// Unusable prompts, model, latents or initial photos; interruption (finished images are kept).
+pub fn run(config: &GenerateConfig, run: &RunDir, output: &Path, runs: &Path, progress: &dyn Progress) -> Result<Generated> {
+    let prompts = PromptFile::open(&config.prompts)?.expand(&config.identifier, ClassSet::Things)?;
+    let shard = if config.shard.is_empty() { Shard { index: 0, count: 1 } } else { config.shard.parse()? };
+    let model = base::open(&config.model, &config.lora, runs, progress)?;
+    let mut job = Job::new(config, &model, prompts)?;
+    let mut manifest = Manifest::open(&run.path().join("manifest.jsonl"))?;
+    if let Some(bytes) = manifest.dropped_bytes() {
+        progress.warn(&format!("the last line of the manifest was half written ({bytes} bytes) and is left out"));
+    }
+    let folder = output.join(IMAGE_FOLDER);
+    let mine: Vec<u64> = (0..config.count).filter(|j| j % shard.count == shard.index).collect();
+    let missing: Vec<u64> = mine.iter().copied().filter(|&j| !job.is_made(&manifest, j, run.path())).collect();
+    let kept = (mine.len() - missing.len()) as u64;
+    if kept > 0 {
+        progress.say(&format!("{kept} of {} images are there already", mine.len()));
+    }
+    progress.stage("generate", mine.len() as u64, kept);
+    let mut made = 0;
+    for batch in missing.chunks(config.batch_size.max(1)) {
+        if interrupt::requested() {
+            return Err(Error::Interrupted { resume: "run the same command again; finished images are kept".into() });
+        }
+        for (&j, picture) in batch.iter().zip(job.make(batch)?) {
+            let record = job.write(&folder, run.path(), j, &picture)?;
+            manifest.append(record)?;
+            made += 1;
+        }
+        progress.step(kept + made, "");
+    }
+    progress.end();
+    Ok(Generated { folder, made, kept })
+}
+
+struct Job<'a> {
+    config: &'a GenerateConfig,
+    sampler: TextToImage,
+    settings: SamplingSettings,
+    prompts: Prompts,
+    /// (height, width) in pixels.
+    size: (usize, usize),
+    model_hash: String,
+    latents: Option<Tensor>,
+    initial: Vec<PathBuf>,
+}
+
+impl<'a> Job<'a> {
+    fn new(config: &'a GenerateConfig, model: &Model, prompts: Prompts) -> Result<Self> {
+        let kind: SamplerKind = config.scheduler.parse()?;
+        let latent_size = model.latent_size(config.height, config.width)?;
+        let factor = model.vae_config.downsampling();
+        let settings = SamplingSettings {
+            sampler: kind,
+            steps: config.steps,
+            guidance_scale: config.guidance_scale,
+            negative_prompt: config.negative_prompt.clone(),
+            latent_size,
+        };
+        let initial = match config.init_images.as_str() {
+            "" => Vec::new(),
+            folder => images::scan(Path::new(folder))?.images,
+        };
+        if !initial.is_empty() && !(config.strength > 0.0 && config.strength <= 1.0) {
+            return Err(Error::Usage(format!("strength {}: expected a value above 0 and up to 1", config.strength)));
+        }
+        Ok(Self {
+            config,
+            sampler: model.sampler()?,
+            settings,
+            prompts,
+            size: (latent_size.0 * factor, latent_size.1 * factor),
+            model_hash: model.digest()?,
+            latents: read_latents(config)?,
+            initial,
+        })
+    }
+
+    fn name(&self, j: u64) -> String {
+        format!("im_{j}_p{}.png", self.prompts.of_image(j).0)
+    }
+
+    fn facts(&self, j: u64) -> GenerationFacts {
+        GenerationFacts {
+            index: j,
+            prompt: self.prompts.of_image(j).1.to_string(),
+            negative_prompt: self.config.negative_prompt.clone(),
+            seed: self.config.seed.wrapping_add(j),
+            steps: self.config.steps,
+            guidance_scale: self.config.guidance_scale,
+            scheduler: self.config.scheduler.clone(),
+            height: self.size.0,
+            width: self.size.1,
+            model_hash: self.model_hash.clone(),
+        }
+    }
+
+    /// True when image `j` was made with exactly these settings and is intact.
+    fn is_made(&self, manifest: &Manifest, j: u64, _run: &Path) -> bool {
+        manifest.intact(j).is_some_and(|record| record.facts == self.facts(j))
+    }
+
+    fn make(&mut self, batch: &[u64]) -> Result<Vec<RgbImage>> {
+        let requests = batch.iter().map(|&j| self.request(j)).collect::<Result<Vec<_>>>()?;
+        self.sampler.sample(&requests, &self.settings)
+    }
+
+    fn request(&self, j: u64) -> Result<Request> {
+        let facts = self.facts(j);
+        let latents = match &self.latents {
+            None => None,
+            Some(all) if (j as usize) < all.dim(0)? => Some(all.narrow(0, j as usize, 1)?),
+            Some(all) => {
+                return Err(Error::data(
+                    &self.config.latents,
+                    format!("latents for image {j}"),
+                    format!("{} latents", all.dim(0)?),
+                    "give a file with as many latents as `--count`",
+                ));
+            }
+        };
+        Ok(Request { prompt: facts.prompt, seed: facts.seed, latents, initial: self.initial(j)? })
+    }
+
+    /// Latents of the photo that image `j` starts from.
+    fn initial(&self, j: u64) -> Result<Option<(Tensor, f64)>> {
+        if self.initial.is_empty() {
+            return Ok(None);
+        }
+        let path = &self.initial[(j % self.initial.len() as u64) as usize];
+        let photo = antialiased(&images::read_rgb(path)?, self.size);
+        Ok(Some((self.sampler.encode(&to_tensor(&[photo])?)?, self.config.strength)))
+    }
+
+    fn write(&self, folder: &Path, run: &Path, j: u64, picture: &RgbImage) -> Result<ImageRecord> {
+        let path = folder.join(self.name(j));
+        let facts = self.facts(j);
+        png_text::write(&path, &picture.pixels, &facts, self.settings.sampler.display_name())?;
+        let file = relative(&path, run);
+        Ok(ImageRecord { file, blake3: hash::file(&path)?, facts })
+    }
+}
+
+/// `path` as seen from `folder`: below it, or in the output folder two levels up (shards).
+fn relative(path: &Path, folder: &Path) -> String {
+    match path.strip_prefix(folder) {
+        Ok(inside) => inside.display().to_string(),
+        Err(_) => Path::new("../..").join(IMAGE_FOLDER).join(path.file_name().unwrap_or_default()).display().to_string(),
+    }
+}
+
+fn read_latents(config: &GenerateConfig) -> Result<Option<Tensor>> {
+    if config.latents.is_empty() {
+        return Ok(None);
+    }
+    let path = Path::new(&config.latents);
+    let source = weights::open(path)?;
+    let shape = source.shapes().get("latents").cloned().unwrap_or_default();
+    if shape.len() != 4 {
+        return Err(Error::data(
+            path,
+            "a tensor `latents` [N, 4, h, w]",
+            if shape.is_empty() { "none of that name".to_string() } else { format!("shape {shape:?}") },
+            "write standard normal noise in that shape",
+        ));
+    }
+    Ok(Some(source.load("latents", &Device::Cpu)?))
+}
