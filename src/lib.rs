@@ -4,3 +4,4 @@ pub mod diffusion;
 pub mod io;
 pub mod models;
 pub mod nn;
+pub mod prompting;

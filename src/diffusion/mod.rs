@@ -1,3 +1,10 @@
-//! What turns the networks of Stable Diffusion into a tool: folders, noise schedules, sampling, personalisation.
+//! Latent diffusion: noise levels, solvers and model folders. Networks live in `models`.
+//!
+//! Read [`noise_schedule`] first (the constants that everything shares), then [`sampler`].
 
 pub mod folder;
+pub mod noise_schedule;
+pub mod sampler;
+
+pub use noise_schedule::{NoiseConfig, NoiseSchedule, PredictionType};
+pub use sampler::{Sampler, SamplerKind};

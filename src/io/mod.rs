@@ -1,5 +1,8 @@
 //! The only folder that opens files (and, in `hub`, sockets).
 
 pub mod atomic;
+pub mod manifest;
+pub mod png_text;
+pub mod text;
 pub mod tokenizer;
 pub mod weights;

@@ -1,13 +1,16 @@
 //! Weight files as sources of named tensors: safetensors (memory-mapped) and PyTorch pickles (parsed, never executed).
 
 pub mod diffusers;
+mod pickle;
 mod safetensors_file;
 
+pub use pickle::PickleFile;
 pub use safetensors_file::{SafetensorsFile, read_metadata, save};
 
 use crate::base::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 /// Named tensors that are read one by one, so that a file is never held twice in memory.
@@ -18,6 +21,28 @@ pub trait TensorSource: Send + Sync {
     fn shapes(&self) -> BTreeMap<String, Vec<usize>>;
     /// One tensor as f32 (integers stay integers) on `device`.
     fn load(&self, name: &str, device: &Device) -> Result<Tensor>;
+}
+
+/// Opens a weight file of any supported format, recognised by its first bytes.
+///
+/// # Errors
+/// A missing, truncated or foreign file.
+pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    file.take(9).read_to_end(&mut start).map_err(|e| Error::io(path, e))?;
+    match start.as_slice() {
+        // a zip archive, or a pickle of protocol 2 or later
+        [b'P', b'K', ..] | [0x80, 2..=5, ..] if start.get(8) != Some(&b'{') => Ok(Box::new(PickleFile::open(path)?)),
+        // the header's length, then JSON
+        [_, _, _, _, _, _, _, _, b'{'] => Ok(Box::new(SafetensorsFile::open(path)?)),
+        _ => Err(Error::data(
+            path,
+            "a weight file (safetensors or PyTorch)",
+            if start.is_empty() { "an empty file" } else { "bytes of another format" },
+            "copy or download the file again",
+        )),
+    }
 }
 
 impl TensorSource for BTreeMap<String, Tensor> {
@@ -33,14 +58,6 @@ impl TensorSource for BTreeMap<String, Tensor> {
         let tensor = self.get(name).ok_or_else(|| Error::Usage(format!("no tensor named `{name}`")))?;
         Ok(tensor.to_device(device)?)
     }
-}
-
-/// Opens a weight file of any supported format.
-///
-/// # Errors
-/// A missing, truncated or foreign file.
-pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
-    Ok(Box::new(SafetensorsFile::open(path)?))
 }
 
 /// A source seen under other names: `rename` gives our name for each of theirs, `None` drops the tensor on purpose.
