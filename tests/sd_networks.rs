@@ -6,6 +6,8 @@
 mod fill;
 #[path = "support/sd.rs"]
 mod sd;
+#[path = "support/summary.rs"]
+mod summary;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
@@ -16,6 +18,7 @@ use datum::models::stable_diffusion::{TextConfig, TextEncoder, UNet, UNetConfig,
 use datum::nn::{Builder, ParamStore};
 use fill::image;
 use std::collections::BTreeMap;
+use summary::{error, summary};
 
 /// Tolerance of outputs: f32 through a whole network, relative to the norm or the largest value.
 const OUTPUT: f64 = 1e-4;
@@ -28,24 +31,6 @@ const NOISE: f64 = 1e-4;
 fn golden(name: &str) -> Tensor {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sd.safetensors");
     SafetensorsFile::open(path.as_ref()).unwrap().load(name, &Device::Cpu).unwrap()
-}
-
-/// Norm, largest absolute value, scalar product with `image(name)`, 16 evenly spaced values.
-fn summary(name: &str, tensor: &Tensor) -> Vec<f64> {
-    let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
-    let weights: Vec<f32> = image(name, &[values.len()]).to_vec1().unwrap();
-    let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    let max = values.iter().fold(0f64, |max, v| max.max(f64::from(v.abs())));
-    let dot = values.iter().zip(&weights).map(|(v, w)| f64::from(*v) * f64::from(*w)).sum();
-    let picked = (0..16).map(|i| f64::from(values[i * (values.len() - 1) / 15]));
-    [norm, max, dot].into_iter().chain(picked).collect()
-}
-
-/// The largest error, norms and products relative to the norm, values relative to the largest one.
-fn error(found: &[f64], expected: &[f32], floor: f64) -> f64 {
-    let (norm, max) = (f64::from(expected[0]).max(floor), f64::from(expected[1]).max(floor));
-    let relative = |i: usize| (found[i] - f64::from(expected[i])).abs() / if i == 0 || i == 2 { norm } else { max };
-    (0..found.len()).map(relative).fold(0.0, f64::max)
 }
 
 fn assert_close(case: &str, name: &str, found: &Tensor, tolerance: f64) {

@@ -10,6 +10,7 @@
 //! ```
 //! A safety checker in a folder is neither read nor written.
 
+use super::noise_schedule::{NoiseConfig, NoiseSchedule};
 use crate::base::{Error, Result};
 use crate::io::atomic;
 use crate::io::tokenizer::Tokenizer;
@@ -71,6 +72,10 @@ impl PipelineFolder {
             warnings: Vec::new(),
         };
         folder.settings().check(path)?;
+        noise_config(&folder.scheduler_config).map_err(|e| {
+            let file = path.join("scheduler/scheduler_config.json");
+            Error::data(file, "settings of a noise schedule", e.to_string(), "correct the file")
+        })?;
         Ok(Self { warnings, ..folder })
     }
 
@@ -135,6 +140,18 @@ impl PipelineSettings<'_> {
             format!("model_max_length {length}, max_position_embeddings {positions}"),
         )
     }
+}
+
+/// The settings of `config` that change numbers; missing ones take the values of Stable Diffusion 1.4.
+///
+/// # Errors
+/// [`Error::Usage`] for values without meaning or that are not implemented.
+pub fn noise_config(config: &SchedulerConfig) -> Result<NoiseConfig> {
+    let present = config.other.iter().filter(|(_, value)| !value.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let noise: NoiseConfig =
+        serde_path_to_error::deserialize(Value::Object(present)).map_err(|e| Error::Usage(format!("scheduler config: {e}")))?;
+    NoiseSchedule::new(&noise)?;
+    Ok(noise)
 }
 
 /// Tensors of the three networks under our names, e.g. from `ParamStore::tensors` (without adapters: merge them first).

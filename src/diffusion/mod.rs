@@ -1,4 +1,5 @@
 //! Latent diffusion: noise levels, solvers, the training objective, model folders, and prompts to pictures.
+//! Latent diffusion: noise levels, solvers and model folders. Networks live in `models`.
 //!
 //! Read [`noise_schedule`] first, then [`denoising`] (training) or [`sampler`] and [`text_to_image`] (generation).
 
@@ -8,3 +9,6 @@ pub mod model;
 pub mod noise_schedule;
 pub mod sampler;
 pub mod text_to_image;
+
+pub use noise_schedule::{NoiseConfig, NoiseSchedule, PredictionType};
+pub use sampler::{Sampler, SamplerKind};

@@ -63,14 +63,6 @@ impl TensorSource for BTreeMap<String, Tensor> {
     }
 }
 
-/// Opens a weight file of any supported format.
-///
-/// # Errors
-/// A missing, truncated or foreign file.
-pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
-    Ok(Box::new(SafetensorsFile::open(path)?))
-}
-
 /// A source seen under other names: `rename` gives our name for each of theirs, `None` drops the tensor on purpose.
 pub struct Renamed<S> {
     source: S,

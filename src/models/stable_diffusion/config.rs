@@ -468,73 +468,15 @@ impl JsonConfig for TextConfig {
     }
 }
 
-/// How β runs from `beta_start` to `beta_end`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BetaSchedule {
-    /// Evenly.
-    Linear,
-    /// Evenly in √β (Stable Diffusion).
-    ScaledLinear,
-    /// From a squared cosine; `beta_start` and `beta_end` are not used.
-    SquaredcosCapV2,
-}
-
-/// What the U-Net predicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PredictionType {
-    /// The noise.
-    Epsilon,
-    /// √ᾱ·noise − √(1−ᾱ)·latents (SD 2.x at 768).
-    VPrediction,
-    /// The clean latents.
-    Sample,
-}
-
-/// How inference timesteps are picked from the training ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimestepSpacing {
-    /// Every n-th from 0.
-    Leading,
-    /// Evenly over the whole range.
-    Linspace,
-    /// Every n-th from the last, downwards.
-    Trailing,
-}
-
-/// Configuration of the noise schedule and sampler (`scheduler/scheduler_config.json`).
+/// Configuration of the noise schedule and sampler (`scheduler/scheduler_config.json`), kept as it is: the networks do not
+/// need it. `diffusion::folder::noise_config` reads the settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SchedulerConfig {
     /// The Python class that samples, e.g. `PNDMScheduler`.
     #[serde(rename = "_class_name")]
     pub class_name: String,
-    /// First β.
-    pub beta_start: f64,
-    /// Last β.
-    pub beta_end: f64,
-    /// How β runs between the two.
-    pub beta_schedule: BetaSchedule,
-    /// Number of training timesteps.
-    pub num_train_timesteps: usize,
-    /// What the U-Net predicts.
-    pub prediction_type: PredictionType,
-    /// Which timesteps are sampled; `None` is the default of the class.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timestep_spacing: Option<TimestepSpacing>,
-    /// Added to sampled timesteps.
-    pub steps_offset: usize,
-    /// After the last step ᾱ is 1 instead of that of timestep 0.
-    pub set_alpha_to_one: bool,
-    /// PNDM starts without its Runge-Kutta steps.
-    pub skip_prk_steps: bool,
-    /// Clean latents are clipped to −1…1 at every step.
-    pub clip_sample: bool,
-    /// β is rescaled so that the last timestep is pure noise.
-    pub rescale_betas_zero_snr: bool,
-    /// What else the file holds.
+    /// All settings of the file.
     #[serde(skip)]
     pub other: Map<String, Value>,
 }
@@ -542,47 +484,51 @@ pub struct SchedulerConfig {
 impl Default for SchedulerConfig {
     /// Stable Diffusion 1.4.
     fn default() -> Self {
-        Self {
-            class_name: "PNDMScheduler".into(),
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: BetaSchedule::ScaledLinear,
-            num_train_timesteps: 1000,
-            prediction_type: PredictionType::Epsilon,
-            timestep_spacing: None,
-            steps_offset: 1,
-            set_alpha_to_one: false,
-            skip_prk_steps: true,
-            clip_sample: false,
-            rescale_betas_zero_snr: false,
-            other: Map::new(),
-        }
-    }
-}
-
-impl SchedulerConfig {
-    /// # Errors
-    /// No timesteps, or βs outside 0…1.
-    pub fn validate(&self) -> Result<()> {
-        check(self.num_train_timesteps > 0, || "num_train_timesteps must not be 0".into())?;
-        check(0.0 < self.beta_start && self.beta_start <= self.beta_end && self.beta_end < 1.0, || {
-            format!("expected 0 < beta_start ≤ beta_end < 1, found {} and {}", self.beta_start, self.beta_end)
-        })
+        let settings = [
+            ("beta_end", Value::from(0.012)),
+            ("beta_schedule", "scaled_linear".into()),
+            ("beta_start", 0.00085.into()),
+            ("clip_sample", false.into()),
+            ("num_train_timesteps", 1000.into()),
+            ("prediction_type", "epsilon".into()),
+            ("set_alpha_to_one", false.into()),
+            ("skip_prk_steps", true.into()),
+            ("steps_offset", 1.into()),
+        ];
+        let other = settings.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+        Self { class_name: "PNDMScheduler".into(), other }
     }
 }
 
 impl JsonConfig for SchedulerConfig {
     const CLASS: &'static str = "a diffusers scheduler";
-    const FIXED: &'static [(&'static str, &'static str)] = &[("thresholding", "[false]"), ("trained_betas", "[null]")];
-    const INERT: &'static [&'static str] =
-        &["clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "variance_type"];
+    const FIXED: &'static [(&'static str, &'static str)] = &[("thresholding", "[false]")];
+    // The first two only tune `thresholding`; the others are read by the noise schedule.
+    const INERT: &'static [&'static str] = &[
+        "dynamic_thresholding_ratio",
+        "sample_max_value",
+        "beta_end",
+        "beta_schedule",
+        "beta_start",
+        "clip_sample",
+        "clip_sample_range",
+        "num_train_timesteps",
+        "prediction_type",
+        "rescale_betas_zero_snr",
+        "set_alpha_to_one",
+        "skip_prk_steps",
+        "steps_offset",
+        "timestep_spacing",
+        "trained_betas",
+        "variance_type",
+    ];
 
     fn other(&mut self) -> &mut Map<String, Value> {
         &mut self.other
     }
 
     fn validate(&self) -> Result<()> {
-        Self::validate(self)
+        Ok(())
     }
 
     fn class_entries() -> Vec<(&'static str, Value)> {

@@ -199,6 +199,7 @@ pub struct Vae {
     quant: Conv2d,
     post_quant: Conv2d,
     decoder: Decoder,
+    latent_channels: usize,
     scaling_factor: f64,
 }
 
@@ -215,8 +216,14 @@ impl Vae {
             quant: conv1x1(2 * latent, 2 * latent, &builder.pp("quant_conv"))?,
             post_quant: conv1x1(latent, latent, &builder.pp("post_quant_conv"))?,
             decoder: Decoder::new(config, &builder.pp("decoder"))?,
+            latent_channels: latent,
             scaling_factor: config.scaling_factor,
         })
+    }
+
+    /// Channels of the latents.
+    pub fn latent_channels(&self) -> usize {
+        self.latent_channels
     }
 
     /// What brings latents to about unit variance (0.18215 for SD 1.x and 2.x).
