@@ -2,8 +2,10 @@
 //!
 //! Read [`noise_schedule`] first (the constants that everything shares), then [`sampler`].
 
+pub mod lora;
 pub mod noise_schedule;
 pub mod sampler;
 
+pub use lora::{Component, Lora, LoraPair};
 pub use noise_schedule::{NoiseConfig, NoiseSchedule, PredictionType};
 pub use sampler::{Sampler, SamplerKind};
