@@ -6,9 +6,11 @@
 pub mod denoising;
 pub mod folder;
 pub mod model;
+pub mod lora;
 pub mod noise_schedule;
 pub mod sampler;
 pub mod text_to_image;
 
+pub use lora::{Component, Lora, LoraPair};
 pub use noise_schedule::{NoiseConfig, NoiseSchedule, PredictionType};
 pub use sampler::{Sampler, SamplerKind};
