@@ -1,5 +1,11 @@
-//! Networks only.
+//! Networks: parameters in, tensors through. No files, no data sets, no training, no randomness but what a [`Pass`]
+//! brings. Read [`segmenter`] first: it says how encoders and decoders fit together.
+//!
+//! [`Pass`]: crate::nn::Pass
 
+mod conv_module;
+pub mod daformer_head;
+pub mod efficientnet;
+pub mod mit;
+pub mod segformer_head;
 pub mod segmenter;
-
-pub use segmenter::Segmenter;

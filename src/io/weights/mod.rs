@@ -1,5 +1,8 @@
 //! Weight files as sources of named tensors: safetensors (memory-mapped) and PyTorch pickles (parsed, never executed).
 
+pub mod efficientnet;
+pub mod mit;
+pub mod mmseg;
 mod safetensors_file;
 
 pub use safetensors_file::{SafetensorsFile, read_metadata, save};
@@ -73,5 +76,14 @@ impl TensorSource for Box<dyn TensorSource> {
     }
     fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
         (**self).load(name, device)
+    }
+}
+
+/// What a source holds, for messages: `12 tensors such as …`.
+fn sample<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> String {
+    let mut names = names.into_iter();
+    match names.next() {
+        Some(first) => format!("{} tensors such as `{}`", 1 + names.count(), first.as_ref()),
+        None => "no tensors".into(),
     }
 }
