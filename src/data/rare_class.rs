@@ -298,7 +298,7 @@ mod tests {
             assert_eq!(found.iter().map(|(class, _)| *class).collect::<Vec<_>>(), [18, 17, 11, 13, 2, 0]);
             for ((class, p), expected) in found.iter().zip(expected) {
                 assert!((p / expected - 1.0).abs() < 1e-3, "class {class} at {temperature}: {p} instead of {expected}");
-                assert!((p - expected).abs() < 1e-6);
+                assert!((p - expected).abs() < 3e-6); // the golden values are f32 sums over 99 units in the exponent
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Context, LossTerm, Losses, Stage};
 use crate::base::Result;
-use crate::models::Segmenter;
+use crate::models::segmenter::Segmenter;
 use crate::nn::Pass;
 use candle_core::{Result as TensorResult, Tensor};
 use serde::{Deserialize, Serialize};

@@ -2,9 +2,9 @@
 
 use super::class_mix::class_mix;
 use super::terms::{Context, Labelled, LossTerm, Losses, Metrics, Scored, Stage, Supervision, TargetRelabeler, WholeImage};
-use super::{Margins, Mixed, PseudoLabels, StrongAugment, Switches, Teacher};
+use super::{Augmentation, Margins, Mixed, PseudoLabels, StrongAugment, Switches, Teacher};
 use crate::base::{Error, Result, Rng};
-use crate::models::Segmenter;
+use crate::models::segmenter::{Normalization, Segmenter};
 use crate::nn::ParamStore;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
@@ -54,6 +54,8 @@ pub struct SelfTraining<S> {
     pub student: S,
     /// The student's parameters.
     pub parameters: ParamStore,
+    /// How the images were normalised.
+    pub normalization: Normalization,
     /// Labels the target. Without a teacher only the source is used: supervised training.
     pub teacher: Option<Teacher<S>>,
     /// How labelled views are scored.
@@ -68,9 +70,17 @@ pub struct SelfTraining<S> {
 
 impl<S: Segmenter> SelfTraining<S> {
     /// Supervised training on the source. Set the public fields to adapt.
-    pub fn new(student: S, parameters: ParamStore, config: Config) -> Self {
-        let supervision = Box::new(WholeImage);
-        Self { student, parameters, teacher: None, supervision, losses: Vec::new(), relabelers: Vec::new(), config }
+    pub fn new(student: S, parameters: ParamStore, normalization: Normalization, config: Config) -> Self {
+        Self {
+            student,
+            parameters,
+            normalization,
+            teacher: None,
+            supervision: Box::new(WholeImage),
+            losses: Vec::new(),
+            relabelers: Vec::new(),
+            config,
+        }
     }
 
     /// One iteration, without the optimiser's step: the teacher follows the student, the source is scored, target images
@@ -155,7 +165,7 @@ impl<S: Segmenter> SelfTraining<S> {
         let switches = augment.switches(&mut Rng::stream(seed, "augment switches", &[iteration]));
         let draw = |image| augment.draw(switches, &mut Rng::stream(seed, "augment", &[iteration, image]));
         let draws: Vec<_> = (0..mixed.images.dim(0)? as u64).map(draw).collect();
-        mixed.images = augment.apply(&mixed.images, &draws)?;
+        mixed.images = Augmentation::apply(&draws, &mixed.images, &self.normalization)?;
         Ok((mixed, Some(switches)))
     }
 

@@ -1,6 +1,7 @@
 //! Strong augmentation of mixed images: colour jitter and Gaussian blur, on normalised images.
 
 use crate::base::Rng;
+use crate::models::segmenter::Normalization;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -22,22 +23,11 @@ pub struct StrongAugment {
     pub blur_probability: f32,
     /// Smallest and largest standard deviation of the blur in pixels.
     pub blur_sigma: (f32, f32),
-    /// What was subtracted from RGB in 0…1 by the normalisation.
-    pub mean: [f32; 3],
-    /// What RGB was divided by afterwards.
-    pub std: [f32; 3],
 }
 
 impl Default for StrongAugment {
     fn default() -> Self {
-        Self {
-            jitter_probability: 0.8,
-            jitter_strength: 0.2,
-            blur_probability: 0.5,
-            blur_sigma: (0.15, 1.15),
-            mean: [123.675 / 255.0, 116.28 / 255.0, 103.53 / 255.0],
-            std: [58.395 / 255.0, 57.12 / 255.0, 57.375 / 255.0],
-        }
+        Self { jitter_probability: 0.8, jitter_strength: 0.2, blur_probability: 0.5, blur_sigma: (0.15, 1.15) }
     }
 }
 
@@ -105,12 +95,14 @@ impl StrongAugment {
         let blur_sigma = switches.blur.then(|| rng.uniform_in(self.blur_sigma.0, self.blur_sigma.1));
         Augmentation { jitter, blur_sigma }
     }
+}
 
+impl Augmentation {
     /// Changes image n by `augmentations[n]`.
     ///
     /// # Shapes
-    /// `images` (B, 3, H, W) normalised → same
-    pub fn apply(&self, images: &Tensor, augmentations: &[Augmentation]) -> Result<Tensor> {
+    /// `images` (B, 3, H, W), normalised by `normalization` → same
+    pub fn apply(augmentations: &[Self], images: &Tensor, normalization: &Normalization) -> Result<Tensor> {
         let (_, channels, height, width) = images.dims4()?;
         if augmentations.iter().all(|a| a.jitter.is_none() && a.blur_sigma.is_none()) {
             return Ok(images.clone());
@@ -118,7 +110,7 @@ impl StrongAugment {
         let mut values: Vec<f32> = images.flatten_all()?.to_vec1()?;
         values.par_chunks_mut(channels * height * width).zip(augmentations).for_each(|(image, augmentation)| {
             if let Some(jitter) = augmentation.jitter {
-                self.jitter(image, jitter);
+                jitter.apply_to(image, normalization);
             }
             if let Some(sigma) = augmentation.blur_sigma {
                 image.par_chunks_mut(height * width).for_each(|plane| blur(plane, (height, width), sigma));
@@ -126,27 +118,24 @@ impl StrongAugment {
         });
         Tensor::from_vec(values, images.shape(), images.device())
     }
-
-    /// # Shapes
-    /// `image` (3, H, W) normalised
-    fn jitter(&self, image: &mut [f32], jitter: ColorJitter) {
-        let plane = image.len() / 3;
-        let (red, rest) = image.split_at_mut(plane);
-        let (green, blue) = rest.split_at_mut(plane);
-        red.par_iter_mut().zip(green.par_iter_mut()).zip(blue.par_iter_mut()).with_min_len(4096).for_each(|((r, g), b)| {
-            let mut rgb = [*r, *g, *b];
-            for (c, value) in rgb.iter_mut().enumerate() {
-                *value = *value * self.std[c] + self.mean[c];
-            }
-            let rgb = jitter.apply(rgb);
-            for (c, value) in [r, g, b].into_iter().enumerate() {
-                *value = (rgb[c] - self.mean[c]) / self.std[c];
-            }
-        });
-    }
 }
 
 impl ColorJitter {
+    /// # Shapes
+    /// `image` (3, H, W), normalised
+    fn apply_to(&self, image: &mut [f32], normalization: &Normalization) {
+        let mean = normalization.mean.map(|m| m / 255.0);
+        let std = normalization.std.map(|s| s / 255.0);
+        let plane = image.len() / 3;
+        let (red, rest) = image.split_at_mut(plane);
+        let (green, blue) = rest.split_at_mut(plane);
+        red.par_iter_mut().zip(green).zip(blue).with_min_len(4096).for_each(|((r, g), b)| {
+            let mut pixel = [r, g, b];
+            let rgb = self.apply(std::array::from_fn(|c| *pixel[c] * std[c] + mean[c]));
+            pixel.iter_mut().enumerate().for_each(|(c, value)| **value = (rgb[c] - mean[c]) / std[c]);
+        });
+    }
+
     /// Changes one RGB pixel in 0…1. Results of the HSV operations are not clamped.
     pub fn apply(&self, rgb: [f32; 3]) -> [f32; 3] {
         self.0.iter().fold(rgb, |rgb, operation| operation.apply(rgb))
@@ -258,6 +247,7 @@ fn reflect(i: isize, length: usize) -> usize {
 mod tests {
     use super::ColorOperation::{Brightness, Contrast, Hue, Saturation};
     use super::*;
+    use crate::models::mit;
     use candle_core::Device;
 
     const PIXEL: [f32; 3] = [0.2, 0.5, 0.9];
@@ -328,9 +318,9 @@ mod tests {
         assert_ne!(draws[0], draws[1]);
         let image = Rng::stream(1, "image", &[]).normal_tensor(&[1, 3, 24, 40], &Device::Cpu).unwrap();
         let pair = Tensor::cat(&[&image, &image], 0).unwrap();
-        let together = augment.apply(&pair, &draws).unwrap();
+        let together = Augmentation::apply(&draws, &pair, &mit::NORMALIZATION).unwrap();
         for (n, draw) in draws.iter().enumerate() {
-            let alone = augment.apply(&image, &[*draw]).unwrap();
+            let alone = Augmentation::apply(&[*draw], &image, &mit::NORMALIZATION).unwrap();
             let difference = (together.narrow(0, n, 1).unwrap() - alone).unwrap().abs().unwrap();
             assert_eq!(difference.max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
         }

@@ -3,7 +3,7 @@
 use super::terms::classify;
 use crate::base::Result;
 use crate::io::weights::TensorSource;
-use crate::models::Segmenter;
+use crate::models::segmenter::Segmenter;
 use crate::nn::{Builder, ParamStore, Pass, resize_bilinear};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};

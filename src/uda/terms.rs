@@ -2,7 +2,7 @@
 
 use super::{Mixed, PseudoLabels, StepBatch, Switches};
 use crate::base::{Result, Rng};
-use crate::models::Segmenter;
+use crate::models::segmenter::Segmenter;
 use crate::nn::{Pass, cross_entropy, resize_bilinear};
 use candle_core::Tensor;
 use rayon::prelude::*;
