@@ -191,8 +191,7 @@ fn hsv_to_rgb([h, s, v]: [f32; 3]) -> [f32; 3] {
 
 /// Side of the blur kernel for an axis of `length` pixels: about a tenth of it, odd.
 fn kernel_side(length: usize) -> usize {
-    let tenth = length.div_ceil(10);
-    if tenth % 2 == 0 { tenth - 1 } else { tenth }.max(1)
+    length.div_ceil(10).saturating_sub(1) | 1
 }
 
 /// One side of the normalised kernel: the centre tap, then the taps at distance 1, 2, …
