@@ -3,4 +3,5 @@ pub mod base;
 pub mod cli;
 pub mod io;
 pub mod nn;
+pub mod report;
 pub mod train;
