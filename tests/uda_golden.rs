@@ -1,9 +1,5 @@
 //! Two iterations of DAFormer against losses the published engine printed (MiT-B0, 64-pixel images, no dropout, no
-<<<<<<< HEAD
-//! augmentation, threshold 0.12). Weights and images are deterministic, see `support/fill.rs`.
-=======
 //! augmentation, threshold 0.12). Adam's first steps are sign-like, so the second iteration has the wider tolerance. Weights and images are deterministic, see `support/fill.rs`.
->>>>>>> h/uda
 
 #[path = "support/fill.rs"]
 mod fill;
@@ -123,11 +119,7 @@ fn two_daformer_iterations_give_the_reference_losses() {
     };
     let keys = ["decode.loss_seg", "src.loss_imnet_feat_dist", "mix.decode.loss_seg", "pseudo_label.confident_share"];
     let golden = [[2.778519, 0.110540, 2.336505, 0.710693], [0.432391, 0.109591, 0.617508, 0.870361]];
-<<<<<<< HEAD
-    for (iteration, (expected, tolerance)) in golden.iter().zip([2e-3, 0.03]).enumerate() {
-=======
     for (iteration, (expected, tolerance)) in golden.iter().zip([1e-4, 5e-3]).enumerate() {
->>>>>>> h/uda
         let output = engine.step(iteration as u64, &batch, seed_that_mixes(iteration as u64)).unwrap();
         println!("iteration {iteration}: {:?}", output.metrics);
         for (key, expected) in keys.iter().zip(expected) {

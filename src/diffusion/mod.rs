@@ -1,5 +1,4 @@
 //! Latent diffusion: noise levels, solvers, the training objective, model folders, and prompts to pictures.
-//! Latent diffusion: noise levels, solvers and model folders. Networks live in `models`.
 //!
 //! Read [`noise_schedule`] first, then [`denoising`] (training) or [`sampler`] and [`text_to_image`] (generation).
 
