@@ -5,8 +5,7 @@
 //! which must carry `#[serde(default, deny_unknown_fields)]` at every level. A `recipe.toml` written from the result
 //! is itself a recipe.
 
-use super::suggest;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, suggest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -23,12 +22,20 @@ pub struct Layers {
     /// Dotted key → origin, for all values that are not defaults.
     origins: BTreeMap<String, String>,
     shipped: &'static [(&'static str, &'static str)],
+    /// A recipe may hold one table for each of these; ours is `verb`.
+    verbs: &'static [&'static str],
+    verb: String,
 }
 
 impl Layers {
     /// Starts from the defaults. `shipped` are recipes that live in the program, as (name, TOML).
     pub fn new(defaults: &impl Serialize, shipped: &'static [(&'static str, &'static str)]) -> Result<Self> {
-        Ok(Self { table: to_table(defaults)?, origins: BTreeMap::new(), shipped })
+        Ok(Self { table: to_table(defaults)?, origins: BTreeMap::new(), shipped, verbs: &[], verb: String::new() })
+    }
+
+    /// Recipes may serve several verbs, with a table named after each; this one takes the table of `verb`.
+    pub fn for_verb(self, verb: &str, verbs: &'static [&'static str]) -> Self {
+        Self { verbs, verb: verb.into(), ..self }
     }
 
     /// Adds a recipe: a file, or the name of a shipped one.
@@ -58,14 +65,29 @@ impl Layers {
             Some((name, text)) if !path.is_file() => (format!("recipe {name}"), (*text).to_string()),
             _ if path.is_file() => (format!("recipe {recipe}"), std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?),
             _ => {
-                let hint = suggest::hint(recipe, self.shipped.iter().map(|(name, _)| *name));
+                let hint = suggest::hint(recipe, &self.shipped.iter().map(|(name, _)| *name).collect::<Vec<_>>());
                 return Err(Error::Usage(format!("no recipe file or shipped recipe `{recipe}`\n  next: {hint}")));
             }
         };
         let table = text.parse::<Table>().map_err(|e| {
             Error::data(path, "a recipe in TOML", e.to_string().trim().to_string(), "correct the file at that place")
         })?;
-        Ok((origin, table))
+        Ok((origin, self.own_part(table)))
+    }
+
+    /// The table of our verb in a recipe for several; other recipes as they are.
+    fn own_part(&self, mut table: Table) -> Table {
+        if !self.verbs.iter().any(|verb| table.get(*verb).is_some_and(Value::is_table)) {
+            return table;
+        }
+        let own = table.remove(&self.verb);
+        for verb in self.verbs {
+            table.remove(*verb);
+        }
+        if let Some(Value::Table(own)) = own {
+            table.extend(own);
+        }
+        table
     }
 
     /// Adds the variables that start with [`ENVIRONMENT_PREFIX`]; pass `std::env::vars()`.
@@ -218,7 +240,7 @@ fn explain(path: &str, message: &str, origins: &BTreeMap<String, String>) -> Err
     let origin = origins.get(&key).or_else(below).map_or("default", String::as_str);
     match unknown {
         Some(name) => {
-            let hint = suggest::hint(name, quoted.iter().skip(1).copied());
+            let hint = suggest::hint(name, &quoted[1..]);
             Error::Usage(format!("unknown key `{key}` ({origin})\n  next: {hint}"))
         }
         None => Error::Usage(format!("`{key}` ({origin}): {}\n  next: correct the value there", message.trim())),

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// Recipes that live in the program.
 const SHIPPED: &[(&str, &str)] = &[("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml"))];
 
+/// Verbs with a table of their own in recipes.
+const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt"];
+
 /// Folder of numbered runs.
 pub const RUNS: &str = "runs";
 
@@ -24,7 +27,7 @@ pub fn resolve<T>(verb: &str, run: &RunArgs, flags: &impl Serialize) -> Result<R
 where
     T: Serialize + DeserializeOwned + Default,
 {
-    let mut layers = Layers::for_verb(verb, &T::default(), SHIPPED)?;
+    let mut layers = Layers::new(&T::default(), SHIPPED)?.for_verb(verb, VERBS);
     if let Some(recipe) = &run.recipe {
         layers.recipe(recipe)?;
     }

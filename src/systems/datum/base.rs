@@ -2,7 +2,7 @@
 
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
-use crate::diffusion::lora;
+use crate::diffusion::{Component, Lora};
 use crate::diffusion::model::Model;
 use crate::io::hub;
 use crate::train::run_dir::RunDir;
@@ -77,7 +77,13 @@ pub fn open(model: &str, loras: &[String], runs: &Path, progress: &dyn Progress)
 }
 
 fn merge(model: &Model, file: &Path, scale: f64) -> Result<()> {
-    lora::read(file)?.merge_into(&model.unet, &model.text, scale)
+    let lora = Lora::read(file)?;
+    for (component, store) in [(Component::Unet, &model.unet), (Component::TextEncoder, &model.text)] {
+        let mut tensors = store.tensors();
+        lora.merge(component, &mut tensors, scale)?;
+        store.load(&tensors)?;
+    }
+    Ok(())
 }
 
 fn newest(runs: &Path, progress: &dyn Progress) -> Result<PathBuf> {

@@ -49,6 +49,7 @@ pub fn predict(
     let mut classes = Classes::new(segmenter.header.classes.clone());
     classes.palette = segmenter.header.palette.clone();
     let model = |images: &Tensor| segmenter.network.forward(images, &Pass::eval());
+    let id_map = IdMap::TrainIds { num_classes: classes.len(), ignore_index: 255 };
     let evaluator = segmenter.evaluator(Inference::Whole);
     let files = files(inputs)?;
     let (mut written, mut unreadable) = (0, Vec::new());
@@ -63,7 +64,7 @@ pub fn predict(
             Ok(image) => {
                 let prediction = evaluator.predict(&image, &model)?;
                 let path = output.join(name).with_extension("png");
-                eval::write_prediction(&path, &image, &prediction, &classes, &IdMap::Identity, format)?;
+                eval::write_prediction(&path, &image, &prediction, &classes, &id_map, format)?;
                 written += 1;
             }
         }

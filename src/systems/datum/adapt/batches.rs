@@ -134,7 +134,7 @@ fn rare_classes(config: &AdaptConfig, source: &Pictures, progress: &dyn Progress
     progress.end();
     let settings = RareClassConfig {
         temperature: config.rare_class_temperature,
-        min_pixels: MinPixels::Pixels(config.rare_class_min_pixels),
+        min_pixels: MinPixels::Count(config.rare_class_min_pixels),
         ..RareClassConfig::default()
     };
     RareClassSampling::new(&ClassStatistics { files }, settings).map(Some)

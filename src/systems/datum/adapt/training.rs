@@ -92,12 +92,9 @@ fn engine(
     parameters: ParamStore,
 ) -> Result<SelfTraining<EncoderDecoder>> {
     let settings = &config.self_training;
-    let normalization = header.model.normalization();
     let augment = StrongAugment {
         jitter_probability: settings.color_jitter,
         blur_probability: settings.blur,
-        mean: normalization.mean.map(|x| x / 255.0),
-        std: normalization.std.map(|x| x / 255.0),
         ..StrongAugment::default()
     };
     let step = Config {
@@ -105,7 +102,7 @@ fn engine(
         margins: Margins { top: settings.margin_top, bottom: settings.margin_bottom },
         strong_augment: Some(augment),
     };
-    let mut engine = SelfTraining::new(student, parameters, step);
+    let mut engine = SelfTraining::new(student, parameters, header.model.normalization(), step);
     if config.strategy == Strategy::SourceOnly {
         return Ok(engine);
     }

@@ -1,12 +1,13 @@
 //! The DreamBooth training.
 
-use super::base::{LORA_FILE, MODEL_FOLDER};
+use super::base::{BASE_FILE, LORA_FILE, MODEL_FOLDER};
 use super::{Method, PersonalizeConfig};
 use crate::base::metrics::Metrics;
 use crate::base::{Error, Result, Rng};
 use crate::diffusion::denoising::{Denoised, Draws};
-use crate::diffusion::lora;
 use crate::diffusion::model::Model;
+use crate::diffusion::{Component, Lora};
+use crate::io::atomic;
 use crate::diffusion::noise_schedule::NoiseSchedule;
 use crate::diffusion::sampler::SamplerKind;
 use crate::diffusion::text_to_image::{Request, SamplingSettings, TextToImage, to_tensor, token_ids};
@@ -38,6 +39,8 @@ pub struct DreamBooth<'a> {
     photos: Vec<RgbImage>,
     class_images: Vec<RgbImage>,
     run: PathBuf,
+    /// The folder of the base model, which a LoRA file belongs to.
+    base: PathBuf,
 }
 
 /// The networks in training: views on the model's parameters, with adapters for LoRA.
@@ -54,6 +57,7 @@ impl<'a> DreamBooth<'a> {
         photos: Vec<RgbImage>,
         class_images: Vec<RgbImage>,
         run: &Path,
+        base: &Path,
     ) -> Result<Self> {
         let (networks, parameters) = trainable(model, config)?;
         let settings = AdamWConfig { max_gradient_norm: Some(config.max_grad_norm), ..AdamWConfig::default() };
@@ -74,6 +78,7 @@ impl<'a> DreamBooth<'a> {
             photos,
             class_images,
             run: run.into(),
+            base: std::path::absolute(base).map_err(|e| Error::io(base, e))?,
             config: config.clone(),
             model,
         })
@@ -121,7 +126,14 @@ impl<'a> DreamBooth<'a> {
     pub fn export(&self, folder: &Path) -> Result<()> {
         match self.config.method {
             Method::Full => self.model.save(&folder.join(MODEL_FOLDER)),
-            Method::Lora => lora::write(&folder.join(LORA_FILE), &self.parameters, self.config.rank as f64),
+            Method::Lora => {
+                let mut file = Lora::default();
+                let alpha = self.config.rank as f64;
+                file.add_store(Component::Unet, &self.parameters.stripped("unet"), alpha)?;
+                file.add_store(Component::TextEncoder, &self.parameters.stripped("text_encoder"), alpha)?;
+                file.write(&folder.join(LORA_FILE))?;
+                atomic::write(&folder.join(BASE_FILE), format!("{}\n", self.base.display()).as_bytes())
+            }
         }
     }
 

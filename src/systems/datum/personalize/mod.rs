@@ -11,7 +11,6 @@ use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::resize::antialiased;
 use crate::diffusion::model::Model;
-use crate::io::atomic;
 use crate::io::images::{self, RgbImage};
 use crate::systems::stage::Stage;
 use crate::train::checkpoint::Resume;
@@ -47,13 +46,9 @@ pub fn run(config: &PersonalizeConfig, run: &RunDir, resume: Option<&Resume>, pr
         resume,
         progress,
     };
-    let mut training = dreambooth::DreamBooth::new(&model, &config, photos, class_images, run.path())?;
+    let mut training = dreambooth::DreamBooth::new(&model, &config, photos, class_images, run.path(), &folder)?;
     stage.train(&mut training)?;
     training.export(run.path())?;
-    if config.method == Method::Lora {
-        let absolute = std::path::absolute(&folder).map_err(|e| Error::io(&folder, e))?;
-        atomic::write(&run.path().join(base::BASE_FILE), format!("{}\n", absolute.display()).as_bytes())?;
-    }
     progress.say(&format!("personalised model: {}", run.path().display()));
     Ok(run.path().into())
 }

@@ -70,7 +70,7 @@ impl Photos {
     /// Texts that the tokenizer learns from: all captions, and the prompts that ship with the program, so that their words
     /// are in the vocabulary.
     pub fn vocabulary(&self) -> Vec<String> {
-        let shipped = crate::prompting::shipped().flat_map(|(_, text)| text.lines().map(str::to_string));
+        let shipped = crate::prompting::SHIPPED.iter().flat_map(|(_, text)| text.lines().map(str::to_string));
         self.captions.iter().flatten().cloned().chain(shipped.filter(|line| !line.starts_with('#'))).collect()
     }
 
