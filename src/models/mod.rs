@@ -9,3 +9,4 @@ pub mod efficientnet;
 pub mod mit;
 pub mod segformer_head;
 pub mod segmenter;
+mod tokens;
