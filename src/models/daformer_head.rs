@@ -1,7 +1,8 @@
 //! DAFormer's decoder: all levels at the finest size, fused by separable convolutions of growing dilation.
 
-use super::conv_module::{ConvModule, per_pixel};
+use super::conv_module::ConvModule;
 use super::segmenter::Decoder;
+use super::tokens::per_pixel;
 use crate::base::Result;
 use crate::nn::{Builder, Conv2d, ConvSpec, Init, Linear, Pass, resize_bilinear};
 use candle_core::{Result as TensorResult, Tensor};

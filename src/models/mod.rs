@@ -10,3 +10,4 @@ pub mod mit;
 pub mod segformer_head;
 pub mod segmenter;
 pub mod stable_diffusion;
+mod tokens;

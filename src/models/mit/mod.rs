@@ -3,8 +3,8 @@
 mod block;
 
 use self::block::{Block, BlockConfig};
-use super::conv_module::{map_to_tokens, tokens_to_map};
 use super::segmenter::{Encoder, Level, Normalization};
+use super::tokens::{map_to_tokens, tokens_to_map};
 use crate::base::Result;
 use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Pass};
 use candle_core::{Result as TensorResult, Tensor};
