@@ -1,6 +1,7 @@
 //! The only folder that opens files (and, in `hub`, sockets).
 
 pub mod atomic;
+pub mod hub;
 pub mod manifest;
 pub mod png_text;
 pub mod text;
