@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod images;
 pub mod tokenizer;
+pub mod hub;
 pub mod manifest;
 pub mod png_text;
 pub mod text;

@@ -52,7 +52,7 @@ def tensors():
 
 
 def main():
-    meta = {"config": "text", "args": Namespace(lr=0.1, big=2**70), "classes": ("road", "sky"), "none": None}
+    meta = {"config": "text", "unsupported": torch.ones(2, dtype=torch.complex64), "args": Namespace(lr=0.1, big=2**70), "classes": ("road", "sky"), "none": None}
     nested = {"epoch": 3, "meta": meta, "state_dict": tensors()}
     torch.save(nested, here / "nested.pth")
     torch.save(nested, here / "nested-legacy.pth", _use_new_zipfile_serialization=False)

@@ -7,7 +7,7 @@ mod machine;
 use super::TensorSource;
 use crate::base::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use machine::{Outcome, Pickle, Storage, Value};
+use machine::{MAX_NAME, Outcome, Pickle, Storage, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -21,7 +21,7 @@ const GROUPS: [&str; 8] = ["state_dict", "model_state_dict", "model_state", "mod
 const LEGACY_MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 
 /// Containers and values visited before a structure counts as endless.
-const MAX_VISITS: usize = 4_000_000;
+const MAX_VISITS: usize = 500_000;
 
 /// An open PyTorch checkpoint.
 pub struct PickleFile {
@@ -114,8 +114,9 @@ impl TensorSource for PickleFile {
 }
 
 impl Element {
-    /// The element of a storage class, e.g. `Half`.
-    fn of(kind: &str) -> Outcome<Self> {
+    /// The element of a storage class, e.g. `torch.HalfStorage`.
+    fn of(class: &str) -> Outcome<Self> {
+        let kind = class.trim_start_matches("torch.").trim_end_matches("Storage");
         Ok(match kind {
             "Half" => Self::Plain(DType::F16),
             "BFloat16" => Self::Plain(DType::BF16),
@@ -127,7 +128,7 @@ impl Element {
             "Byte" => Self::Plain(DType::U8),
             "Char" => Self::I8,
             "Bool" => Self::Bool,
-            _ => return Err(format!("tensors of the unsupported kind `{kind}`")),
+            _ => return Err(format!("tensors of the unsupported kind `{class}`")),
         })
     }
 
@@ -178,12 +179,13 @@ fn read_file(file: &mut File, key: Option<&str>) -> Outcome<BTreeMap<String, Ent
 }
 
 fn entry(tensor: &machine::TensorRef, starts: &BTreeMap<String, u64>) -> Outcome<Entry> {
-    let start = starts.get(&tensor.storage.key).ok_or_else(|| format!("no values for storage {}", tensor.storage.key))?;
+    let element = Element::of(&tensor.storage.class)?;
+    let start = starts.get(&*tensor.storage.key).ok_or_else(|| format!("no values for storage {}", tensor.storage.key))?;
     let whole =
         |numbers: &[u64]| numbers.iter().map(|n| usize::try_from(*n).map_err(|e| e.to_string())).collect::<Outcome<Vec<_>>>();
     Ok(Entry {
         start: *start,
-        element: Element::of(&tensor.storage.kind)?,
+        element,
         offset: tensor.offset,
         extent: tensor.extent(),
         shape: whole(&tensor.shape)?,
@@ -246,7 +248,7 @@ fn read_legacy(file: &mut File) -> Outcome<(Pickle, BTreeMap<String, u64>)> {
     let mut at = input.stream_position().map_err(|e| e.to_string())?;
     for key in &keys.arena[list] {
         let Value::Str(key) = key else { return Err("a damaged list of storages".into()) };
-        let bytes = sizes.get(&**key).ok_or_else(|| format!("a storage {key} that nothing uses"))?;
+        let bytes = sizes.get(&**key).ok_or_else(|| format!("a storage {key} of unknown size"))?;
         at += 8; // the number of elements, known already
         starts.insert(key.to_string(), at);
         at = at.checked_add(*bytes).filter(|end| *end <= length).ok_or("a file that ends within its tensors")?;
@@ -254,13 +256,20 @@ fn read_legacy(file: &mut File) -> Outcome<(Pickle, BTreeMap<String, u64>)> {
     Ok((pickle, starts))
 }
 
-/// Bytes of every storage: the most that any tensor was checked against.
+/// Bytes of every storage: the most that any tensor was checked against. Storages of unsupported kinds are left out; they
+/// matter only when one of the chosen tensors is among them.
 fn storage_sizes(pickle: &Pickle) -> Outcome<BTreeMap<String, u64>> {
     let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
     for storage in &pickle.storages {
-        let Storage { key, kind, len, .. } = &**storage;
-        let bytes = len.checked_mul(Element::of(kind)?.size() as u64).ok_or("a storage beyond all sizes")?;
-        let largest = sizes.entry(key.clone()).or_default();
+        let Storage { key, class, len, .. } = &**storage;
+        let size = match (Element::of(class), &**class) {
+            (Ok(element), _) => element.size() as u64,
+            (Err(_), "torch.ComplexFloatStorage") => 8,
+            (Err(_), "torch.ComplexDoubleStorage") => 16,
+            (Err(_), _) => continue,
+        };
+        let bytes = len.checked_mul(size).ok_or("a storage beyond all sizes")?;
+        let largest = sizes.entry(key.to_string()).or_default();
         *largest = bytes.max(*largest);
     }
     Ok(sizes)
@@ -270,7 +279,7 @@ fn storage_sizes(pickle: &Pickle) -> Outcome<BTreeMap<String, u64>> {
 fn items<'a>(pickle: &'a Pickle, value: &Value) -> Option<impl Iterator<Item = (String, &'a Value)> + use<'a>> {
     let Value::Dict(id) = value else { return None };
     Some(pickle.arena[*id].chunks_exact(2).filter_map(|pair| match &pair[0] {
-        Value::Str(key) => Some((key.to_string(), &pair[1])),
+        Value::Str(key) if key.len() <= MAX_NAME => Some((key.to_string(), &pair[1])),
         Value::Int(key) => Some((key.to_string(), &pair[1])),
         _ => None,
     }))
@@ -346,6 +355,9 @@ impl Flat<'_> {
                 return Err("dicts without end".into());
             }
             let name = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+            if name.len() > MAX_NAME {
+                return Err("names without end".into());
+            }
             match value {
                 Value::Tensor(tensor) => drop(self.tensors.insert(name, tensor.clone())),
                 Value::Dict(_) => self.collect(value, &name, depth + 1)?,

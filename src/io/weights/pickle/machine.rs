@@ -10,6 +10,15 @@ use std::rc::Rc;
 /// Longest pickle that is read. Those of real checkpoints hold names and shapes only.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// Longest name of a class, storage or tensor. Longer ones could be repeated by reference until memory is full.
+pub(super) const MAX_NAME: usize = 1024;
+
+/// More dimensions than any tensor of a network has.
+const MAX_DIMS: usize = 16;
+
+/// Values that constructors of dicts may copy in all.
+const MAX_COPIES: usize = 1 << 22;
+
 /// Why a pickle could not be read, in words that follow "found".
 pub(super) type Outcome<T> = std::result::Result<T, String>;
 
@@ -17,9 +26,9 @@ pub(super) type Outcome<T> = std::result::Result<T, String>;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Storage {
     /// Name of the storage within the file.
-    pub key: String,
-    /// PyTorch's class name without `Storage`, e.g. `Half`.
-    pub kind: String,
+    pub key: Rc<str>,
+    /// PyTorch's class, e.g. `torch.HalfStorage`.
+    pub class: Rc<str>,
     /// Number of elements.
     pub len: u64,
     /// Elements to skip (views on storages in old files).
@@ -74,6 +83,7 @@ pub(super) fn read(input: &mut dyn Read) -> Outcome<Pickle> {
         stack: Vec::new(),
         memo: HashMap::new(),
         next_memo: 0,
+        copies: 0,
         out: Pickle { top: Value::None, arena: Vec::new(), foreign: Vec::new(), storages: Vec::new() },
     };
     loop {
@@ -91,6 +101,7 @@ struct Machine<R> {
     stack: Vec<Value>,
     memo: HashMap<u64, Value>,
     next_memo: u64,
+    copies: usize,
     out: Pickle,
 }
 
@@ -242,13 +253,13 @@ impl<R: Read> Machine<R> {
     fn object_step(&mut self, code: u8) -> Outcome<bool> {
         match code {
             b'c' => {
-                let name = format!("{}.{}", self.line()?, self.line()?);
-                self.stack.push(Value::Global(name.into()));
+                let (module, name) = (self.line()?, self.line()?);
+                self.stack.push(Value::Global(class_name(&module, &name)?));
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (Value::Str(module), Value::Str(name)) = (module, name) else { return Err(damaged()) };
-                self.stack.push(Value::Global(format!("{module}.{name}").into()));
+                self.stack.push(Value::Global(class_name(&module, &name)?));
             }
             b'R' | 0x81 => {
                 let (arguments, callee) = (self.pop()?, self.pop()?);
@@ -259,9 +270,9 @@ impl<R: Read> Machine<R> {
                 self.call(&callee, &arguments)?;
             }
             b'i' => {
-                let name = format!("{}.{}", self.line()?, self.line()?);
+                let (module, name) = (self.line()?, self.line()?);
                 self.pop_mark()?;
-                self.push_foreign(name.into());
+                self.push_foreign(class_name(&module, &name)?);
             }
             b'o' => {
                 let items = self.pop_mark()?;
@@ -344,6 +355,10 @@ impl<R: Read> Machine<R> {
         let value = match &*name {
             "collections.OrderedDict" | "collections.defaultdict" => {
                 let pairs = self.pairs(arguments);
+                self.copies += pairs.len();
+                if self.copies > MAX_COPIES {
+                    return Err("dicts without end".into());
+                }
                 self.push_dict(pairs);
                 return Ok(());
             }
@@ -384,7 +399,7 @@ impl<R: Read> Machine<R> {
         let numbers = |value| -> Outcome<Vec<u64>> {
             let number =
                 |v: &Value| if let Value::Int(n) = v { u64::try_from(*n).map_err(|_| damaged()) } else { Err(damaged()) };
-            self.items(value)?.iter().map(number).collect()
+            self.items(value)?.iter().take(MAX_DIMS + 1).map(number).collect()
         };
         let (shape, strides) = (numbers(shape)?, numbers(strides)?);
         let offset = u64::try_from(*offset).ok().and_then(|offset| offset.checked_add(storage.skip)).ok_or_else(damaged)?;
@@ -399,10 +414,9 @@ impl<R: Read> Machine<R> {
         let [Value::Str(tag), Value::Global(class), Value::Str(key), _, Value::Int(len), rest @ ..] = items else {
             return Err(damaged());
         };
-        let kind = class.strip_prefix("torch.").and_then(|class| class.strip_suffix("Storage"));
-        let (Some(kind), "storage") = (kind.map(|kind| kind.trim_start_matches("storage.")), &**tag) else {
+        if &**tag != "storage" || !class.starts_with("torch.") || !class.ends_with("Storage") {
             return Err(format!("{class} where a storage belongs"));
-        };
+        }
         let skip = match rest {
             [view @ Value::List(_), ..] => match self.items(view)? {
                 [_, Value::Int(skip), ..] => u64::try_from(*skip).map_err(|_| damaged())?,
@@ -410,7 +424,7 @@ impl<R: Read> Machine<R> {
             },
             _ => 0,
         };
-        Ok(Storage { key: key.to_string(), kind: kind.into(), len: u64::try_from(*len).map_err(|_| damaged())?, skip })
+        Ok(Storage { key: key.clone(), class: class.clone(), len: u64::try_from(*len).map_err(|_| damaged())?, skip })
     }
 }
 
@@ -432,7 +446,7 @@ impl TensorRef {
     /// A description that lies within its storage; expanded views may not grow without limit.
     fn check(&self) -> Outcome<()> {
         let ok = || -> Option<bool> {
-            if self.shape.len() != self.strides.len() || self.shape.len() > 16 {
+            if self.shape.len() != self.strides.len() || self.shape.len() > MAX_DIMS {
                 return None;
             }
             let count = self.shape.iter().try_fold(1_u64, |product, size| product.checked_mul(*size))?;
@@ -448,6 +462,11 @@ impl TensorRef {
         };
         if ok() == Some(true) { Ok(()) } else { Err(format!("a tensor of shape {:?} beyond its storage", self.shape)) }
     }
+}
+
+/// `module.name` of a class or function.
+fn class_name(module: &str, name: &str) -> Outcome<Rc<str>> {
+    if module.len() + name.len() > MAX_NAME { Err(damaged()) } else { Ok(format!("{module}.{name}").into()) }
 }
 
 /// A little-endian two's complement integer. Longer ones than 128 bits never matter here.
