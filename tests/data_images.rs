@@ -92,7 +92,7 @@ fn text_chunks_survive() {
     let image = gradient(3, 5);
     images::write_png(&path, &image, &text).unwrap();
     assert_eq!(images::read_rgb(&path).unwrap(), image);
-    assert_eq!(images::read_text(&path).unwrap(), text);
+    assert_eq!(images::read_png_text(&path).unwrap(), text);
 }
 
 #[test]
