@@ -27,13 +27,13 @@ fn every_encoding_decodes_like_pillow() {
     // colours.
     let files = [
         ("baseline.jpg", 2),
-        ("subsampled.jpg", 4),
+        ("subsampled.jpg", 2),
         ("progressive.jpg", 2),
-        ("gray.jpg", 2),
-        ("cmyk.jpg", 4),
+        ("gray.jpg", 1),
+        ("cmyk.jpg", 1),
         ("rotated.jpg", 2),
         ("lossless.webp", 0),
-        ("lossy.webp", 4),
+        ("lossy.webp", 0),
         ("alpha.png", 0),
         ("gray.png", 0),
         ("palette.png", 0),
@@ -92,7 +92,7 @@ fn text_chunks_survive() {
     let image = gradient(3, 5);
     images::write_png(&path, &image, &text).unwrap();
     assert_eq!(images::read_rgb(&path).unwrap(), image);
-    assert_eq!(images::read_text(&path).unwrap(), text);
+    assert_eq!(images::read_png_text(&path).unwrap(), text);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Data sets on small trees: names, roots, TOML, splits, labels, and what is said when something is wrong.
 
 use datum::base::progress::{Progress, Silent};
-use datum::data::{Dataset, Search};
+use datum::data::{Dataset, Search, check};
 use datum::io::images::{self, RgbImage};
 use std::path::{Path, PathBuf};
 
@@ -301,4 +301,26 @@ fn a_plain_folder_is_unlabelled_and_broken_pictures_are_counted() {
     let broken = broken.open(&broken.path("").display().to_string()).unwrap().readable_samples(None, &Silent);
     assert_message(broken, &["1 of 1 images can't be read"]);
     assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/camvid.toml").is_file());
+}
+
+#[test]
+fn a_check_counts_ids_and_proposes_a_mapping() {
+    let tree = Tree::new();
+    tree.image("images/a.png", (1, 4)).image("images/b.png", (1, 4)).image("images/c.png", (1, 4));
+    let with = |classes: &str, ids: &[u8]| {
+        tree.label("labels/a.png", 4, ids).label("labels/b.png", 4, ids);
+        let dataset = tree.toml(&format!("images = 'images/*.png'\nlabels = 'labels/{{stem}}.png'\nclasses = [{classes}]"));
+        check(&dataset.unwrap(), None, &Silent).unwrap()
+    };
+    let fine = with("'a', 'b', 'c'", &[0, 1, 1, 255]);
+    assert_eq!((fine.images, fine.labels, fine.class_pixels.as_slice(), fine.ignored_pixels), (3, 2, &[2, 4, 0][..], 2));
+    assert_eq!((fine.problems.len(), fine.advice), (1, None), "the label of c.png is missing");
+    assert!(fine.problems[0].to_string().contains("labels/c.png"));
+    let masks = with("'a', 'b'", &[0, 255, 255, 0]);
+    assert!(masks.advice.unwrap().contains("0 = 0\n255 = 1"));
+    let shifted = with("'a', 'b', 'c'", &[1, 2, 3, 255]);
+    assert!(shifted.advice.unwrap().ends_with("1 = 0\n2 = 1\n3 = 2"));
+    let strange = with("'a', 'b'", &[0, 40, 40, 40]);
+    assert!(strange.advice.unwrap().contains("id 0 (2 pixels), id 40 (6 pixels)"));
+    assert!(strange.problems.iter().any(|problem| problem.to_string().contains("id 40 (3 pixels)")));
 }

@@ -5,12 +5,12 @@
 //! wildcard, `{*}` what the last `*` of that glob stands for.
 
 use super::descriptor::{Descriptor, SHIPPED};
+use super::glob::{ImageGlob, glob, is_glob, slashed};
 use super::transforms::Example;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, suggest};
-use crate::io::images;
+use crate::io::{self, images};
 use crate::labels::{Classes, IdMap, LabelMap, list_ids};
-use globset::{GlobBuilder, GlobMatcher};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -286,13 +286,11 @@ impl Dataset {
             true => (vec![value.clone()], self.root.clone()),
             false => {
                 let path = self.list_file(value);
-                let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
-                    std::io::ErrorKind::NotFound => {
-                        let next = "create it with one image stem a line, or choose another `--split`";
-                        Error::data(&path, format!("the list of split `{split}`"), "no file", next)
-                    }
-                    _ => Error::io(&path, e),
-                })?;
+                if !path.is_file() {
+                    let next = "create it with one image stem a line, or choose another `--split`";
+                    return Err(Error::data(&path, format!("the list of split `{split}`"), "no file", next));
+                }
+                let text = io::read_text(&path)?;
                 let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
                 (lines.map(String::from).collect(), path)
             }
@@ -354,67 +352,6 @@ impl Dataset {
         let beside = self.descriptor_folder.as_ref().map(|folder| folder.join(value)).filter(|path| path.is_file());
         if in_root.is_file() { in_root } else { beside.unwrap_or(in_root) }
     }
-}
-
-/// The `images` glob of a descriptor.
-#[derive(Debug, Clone)]
-struct ImageGlob {
-    pattern: String,
-    matcher: GlobMatcher,
-    /// The leading folders without wildcards.
-    fixed: PathBuf,
-    /// What stands before and after the last `*` of the file name, extension included.
-    around_star: (String, String),
-}
-
-impl ImageGlob {
-    fn new(pattern: &str, origin: &Path) -> Result<Self> {
-        let pattern = pattern.trim_start_matches("./");
-        let (folders, file) = pattern.rsplit_once('/').unwrap_or(("", pattern));
-        let fixed = folders.split('/').take_while(|folder| !is_glob(folder)).collect();
-        let (before, after) = file.rsplit_once('*').unwrap_or(("", ""));
-        let literal = |part: &str| if is_glob(part) { String::new() } else { part.to_string() };
-        let around_star = (literal(before), literal(after));
-        Ok(Self { pattern: pattern.into(), matcher: glob(pattern, origin)?, fixed, around_star })
-    }
-
-    fn matches(&self, relative: &str) -> bool {
-        self.matcher.is_match(relative)
-    }
-
-    /// What the last `*` of the glob stands for in a file name; the stem if there is no such part.
-    fn last_star<'a>(&self, name: &'a str) -> &'a str {
-        let stem = || name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-        let (before, after) = &self.around_star;
-        if after.is_empty() {
-            return stem();
-        }
-        name.strip_prefix(before.as_str()).and_then(|rest| rest.strip_suffix(after.as_str())).unwrap_or_else(stem)
-    }
-
-    /// Everything a line of a split list may call the picture: path or name, below the root or the fixed folders, with and
-    /// without extension, or the part that the last `*` stands for.
-    fn names<'a>(&self, relative: &'a str) -> BTreeSet<&'a str> {
-        let name = relative.rsplit('/').next().unwrap_or(relative);
-        let fixed = format!("{}/", slashed(&self.fixed));
-        let below = relative.strip_prefix(fixed.as_str()).unwrap_or(relative);
-        let stem = |path: &'a str| path.rsplit_once('.').map_or(path, |(stem, _)| stem);
-        [relative, below, name].into_iter().flat_map(|path| [path, stem(path)]).chain([self.last_star(name)]).collect()
-    }
-}
-
-fn glob(pattern: &str, origin: &Path) -> Result<GlobMatcher> {
-    let compiled = GlobBuilder::new(pattern).literal_separator(true).case_insensitive(true).build();
-    let glob = compiled.map_err(|e| Error::data(origin, "a glob", e.to_string(), "use `*`, `**`, `?`, `[a-z]`, `{a,b}`"))?;
-    Ok(glob.compile_matcher())
-}
-
-fn is_glob(text: &str) -> bool {
-    text.contains(['*', '?', '[', '{'])
-}
-
-fn slashed(path: impl AsRef<Path>) -> String {
-    path.as_ref().components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 
 /// Without `.` and `a/..`, so that messages are readable.

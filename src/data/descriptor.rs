@@ -2,6 +2,7 @@
 
 use super::dataset::Search;
 use crate::base::{Error, Result, suggest};
+use crate::io;
 use crate::labels::{Classes, IGNORE, IdMap};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -52,7 +53,7 @@ impl Descriptor {
     }
 
     fn from_file_at(path: &Path, search: &Search, depth: usize) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = io::read_text(path)?;
         let folder = path.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_path_buf() });
         Self::parse(&text, path, folder, search, depth)
     }

@@ -27,7 +27,7 @@ impl Example {
         Self { image: resize::bilinear(&self.image, size), label: self.label.as_ref().map(|l| resize::nearest(l, size)) }
     }
 
-    /// The part of `size` at (top, left), clipped to the picture.
+    /// The part of `size` at (top, left), which must lie in the picture, clipped to it.
     pub fn crop(&self, (top, left): (usize, usize), size: (usize, usize)) -> Self {
         let (full_height, full_width) = self.size();
         let (height, width) = (size.0.min(full_height - top), size.1.min(full_width - left));
@@ -275,4 +275,34 @@ fn hsv_to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
         (value - value * saturation * k.min(4.0 - k).clamp(0.0, 1.0)).round() as u8
     };
     [channel(5.0), channel(3.0), channel(1.0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `cv2.cvtColor(rgb, COLOR_RGB2HSV)` and back with `COLOR_HSV2RGB`, OpenCV 4, u8. OpenCV's fixed-point tables round a
+    /// few values differently, hence one level of tolerance.
+    #[test]
+    fn hsv_equals_opencv() {
+        let golden = [
+            ([121, 131, 193], [116, 95, 193], [121, 131, 193]),
+            ([243, 8, 36], [176, 247, 243], [243, 8, 39]),
+            ([210, 242, 63], [35, 189, 242], [212, 242, 63]),
+            ([79, 222, 108], [66, 164, 222], [79, 222, 108]),
+            ([69, 211, 65], [59, 176, 211], [70, 211, 65]),
+            ([104, 164, 140], [78, 93, 164], [104, 164, 140]),
+            ([21, 7, 221], [122, 247, 221], [21, 7, 221]),
+            ([192, 214, 137], [39, 92, 214], [191, 214, 137]),
+            ([209, 84, 115], [173, 153, 209], [209, 84, 113]),
+            ([10, 10, 10], [0, 0, 10], [10, 10, 10]),
+            ([255, 0, 0], [0, 255, 255], [255, 0, 0]),
+            ([0, 0, 1], [120, 255, 1], [0, 0, 1]),
+        ];
+        let near = |a: [u8; 3], b: [u8; 3]| a.iter().zip(&b).all(|(a, b)| a.abs_diff(*b) <= 1);
+        for (rgb, hsv, back) in golden {
+            assert!(near(rgb_to_hsv(rgb), hsv), "{rgb:?}: {:?} instead of {hsv:?}", rgb_to_hsv(rgb));
+            assert!(near(hsv_to_rgb(hsv), back), "{hsv:?}: {:?} instead of {back:?}", hsv_to_rgb(hsv));
+        }
+    }
 }

@@ -20,8 +20,9 @@ pub enum PredictionIds {
 }
 
 /// Scores the id maps (PNG) below `folder` against a split of `dataset`. A map belongs to the picture of the same name, or
-/// whose name it begins with (`a_gtFine_labelIds.png` for `a_leftImg8bit.png`: the part before the last `*` of `images`).
-/// Whether they hold train ids or label ids is told by the ids that occur, see [`detect`]; the choice is reported.
+/// of its label, or of the part that tells it from others (`a.png`, `a_leftImg8bit.png` or `a_gtFine_labelIds.png`).
+/// Whether they hold train ids or label ids is told by the ids that occur: label ids if all are listed in `[id_map]` (a
+/// folder without a single pixel of class 0 is the rarer case), else train ids if they fit. Label ids are reported.
 ///
 /// # Errors
 /// [`Error::Data`] for missing predictions, sizes other than the label's, and ids that are neither.
@@ -72,8 +73,7 @@ fn find(dataset: &Dataset, samples: &[Sample], folder: &Path) -> Result<Vec<Path
     Ok(found.into_iter().flatten().collect())
 }
 
-/// Train ids or label ids? If all ids of the folder are listed in `[id_map]`, they are label ids (a folder without a single
-/// pixel of class 0 is the rarer case); else train ids if they fit; else label ids if none is beyond the listed ones.
+/// Of ids that are neither all listed nor all train ids, those up to the largest listed one are label ids.
 fn detect(dataset: &Dataset, files: &[PathBuf]) -> Result<PredictionIds> {
     let IdMap::Table(table) = &dataset.id_map else { return Ok(PredictionIds::TrainIds) };
     let num_classes = dataset.classes.len() as u16;

@@ -238,7 +238,7 @@ fn write(
 ///
 /// # Errors
 /// [`Error::Io`] for a missing file, [`Error::Data`] for one that is no PNG.
-pub fn read_text(path: &Path) -> Result<Vec<(String, String)>> {
+pub fn read_png_text(path: &Path) -> Result<Vec<(String, String)>> {
     let failed = |e: png::DecodingError| broken(path, "a PNG file", &e.to_string());
     let file = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
     let reader = png::Decoder::new(file).read_info().map_err(failed)?;

@@ -9,3 +9,14 @@ pub mod png_text;
 pub mod text;
 pub mod hash;
 pub mod weights;
+
+use crate::base::{Error, Result};
+use std::path::Path;
+
+/// Reads a text file.
+///
+/// # Errors
+/// [`Error::Io`] for files that can't be read or are not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+}

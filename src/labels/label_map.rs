@@ -1,7 +1,7 @@
 //! The label map.
 
 use crate::base::{Error, Result};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// The train id of pixels that count in no loss and no score (`ignore_index`).
 pub const IGNORE: u8 = 255;
@@ -36,8 +36,7 @@ impl LabelMap {
         if classes > usize::from(IGNORE) {
             return Err(Error::Usage(format!("label maps hold at most 255 classes, the logits have {classes}")));
         }
-        // Classes last: argmax over a strided dimension is several times slower.
-        let ids = logits.permute((1, 2, 0))?.contiguous()?.argmax(D::Minus1)?.to_dtype(DType::U8)?;
+        let ids = logits.argmax(0)?.to_dtype(DType::U8)?;
         Ok(Self { height, width, ids: ids.flatten_all()?.to_vec1()? })
     }
 
