@@ -12,7 +12,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(bytes))
 }
 
-/// Like [`write`], for writers that produce their bytes piece by piece.
+/// Like [`write()`], for writers that produce their bytes piece by piece.
 pub fn write_with(
     path: &Path,
     fill: impl FnOnce(&mut std::io::BufWriter<&mut std::fs::File>) -> std::io::Result<()>,

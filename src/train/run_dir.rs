@@ -9,6 +9,7 @@
 //!   checkpoints/       see the module `checkpoint`
 //! ```
 
+use super::checkpoint::Resume;
 use crate::base::metrics::{Metrics, Sink};
 use crate::base::{Error, Result, heap};
 use crate::io::atomic;
@@ -30,6 +31,31 @@ pub struct RunDir {
 }
 
 impl RunDir {
+    /// The folder a training works in: a new one, or that of the run to go on with. `latest` means `output`, or else the
+    /// newest run under `root` with the same verb (the label up to its first `_`).
+    ///
+    /// # Errors
+    /// As [`Self::create`] and [`Self::open`]; also when there is no run to go on with.
+    pub fn start(resume: Option<&Resume>, output: Option<&Path>, root: &Path, label: &str) -> Result<Self> {
+        match resume {
+            None => Self::create(output, root, label),
+            Some(Resume::Path(path)) => {
+                // A checkpoint folder lies two levels below its run.
+                let run = path.ancestors().nth(2).filter(|run| run.join(RECIPE_FILE).exists());
+                Self::open(run.filter(|_| !path.join(RECIPE_FILE).exists()).unwrap_or(path))
+            }
+            Some(Resume::Latest) => {
+                let verb = label.split('_').next().unwrap_or(label);
+                let newest = || Self::newest(root, verb);
+                let run = output.map(Path::to_path_buf).or_else(newest).ok_or_else(|| {
+                    let next = "start without `--resume`, or name the run folder";
+                    Error::data(root, format!("a run of `{verb}` to go on with"), "none", next)
+                })?;
+                Self::open(&run)
+            }
+        }
+    }
+
     /// Makes `output`, or else the next free `ROOT/DATE_LABEL_N`.
     ///
     /// # Errors
@@ -74,9 +100,9 @@ impl RunDir {
         Self::lock(path)
     }
 
-    /// The newest run under `root` whose label starts with `verb`.
+    /// The newest run under `root` whose label is `verb` or starts with `VERB_`.
     pub fn newest(root: &Path, verb: &str) -> Option<PathBuf> {
-        let prefix = file_safe(verb);
+        let prefix = format!("{}_", file_safe(verb));
         let candidate = |path: PathBuf| {
             let (date, label) = path.file_name()?.to_str()?.split_once('_')?;
             let written = fs::metadata(path.join(RECIPE_FILE)).ok()?.modified().ok()?;
@@ -174,7 +200,8 @@ impl MetricsLog {
         let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let kept: usize = whole.take_while(|line| step(line).is_some_and(|step| step <= done)).map(str::len).sum();
-        file.set_len(kept as u64).map_err(failed)?;
+        // Appending alone does not give the right to truncate on every system.
+        OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(kept as u64)).map_err(failed)?;
         Ok(Self { path: path.into(), file })
     }
 }
@@ -262,6 +289,25 @@ mod tests {
         let path = second.path().to_path_buf();
         drop(second);
         RunDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn resuming_finds_the_run() {
+        let root = tempfile::tempdir().unwrap();
+        let start = |resume: Option<Resume>, output: Option<&Path>| {
+            RunDir::start(resume.as_ref(), output, root.path(), "adapt_street").map(|run| run.path().to_path_buf())
+        };
+        assert_eq!(start(Some(Resume::Latest), None).unwrap_err().exit_code(), 3);
+        let run = start(None, None).unwrap();
+        fs::write(run.join(RECIPE_FILE), "").unwrap();
+        let checkpoint = run.join("checkpoints/step-000004");
+        fs::create_dir_all(&checkpoint).unwrap();
+        for resume in [Resume::Latest, Resume::Path(run.clone()), Resume::Path(checkpoint)] {
+            assert_eq!(start(Some(resume), None).unwrap(), run);
+        }
+        assert_eq!(start(Some(Resume::Latest), Some(&run)).unwrap(), run);
+        assert!(start(Some(Resume::Path(root.path().join("gone"))), None).is_err());
+        assert_ne!(start(None, None).unwrap(), run);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Schedule {
     /// # Errors
     /// A length of zero, or values no shape can use.
     pub fn validate(&self) -> Result<()> {
-        if self.steps == 0 || !(self.power > 0.0) || self.cycles == 0 {
+        if self.steps == 0 || self.power.is_nan() || self.power <= 0.0 || self.cycles == 0 {
             return Err(Error::Usage(format!(
                 "schedule: `steps` ({}), `cycles` ({}) and `power` ({}) must be greater than 0",
                 self.steps, self.cycles, self.power
