@@ -5,3 +5,4 @@ pub mod io;
 pub mod models;
 pub mod nn;
 pub mod prompting;
+pub mod train;

@@ -3,6 +3,7 @@
 pub mod error;
 pub mod heap;
 pub mod interrupt;
+pub mod metrics;
 pub mod progress;
 pub mod rng;
 

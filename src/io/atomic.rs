@@ -18,25 +18,31 @@ pub fn write_with(
     fill: impl FnOnce(&mut std::io::BufWriter<&mut std::fs::File>) -> std::io::Result<()>,
 ) -> Result<()> {
     let failed = |source| Error::io(path, source);
+    write_path(path, |temporary| {
+        let mut file = std::fs::OpenOptions::new().write(true).open(temporary).map_err(failed)?;
+        let mut buffered = std::io::BufWriter::new(&mut file);
+        fill(&mut buffered).and_then(|()| buffered.flush()).map_err(failed)
+    })
+}
+
+/// Like [`write`], for writers that want the name of an existing empty file, which they may also replace.
+pub fn write_path(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let failed = |source| Error::io(path, source);
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(failed)?;
-    let mut file = tempfile::Builder::new().prefix(".partial-").tempfile_in(parent).map_err(failed)?;
-    {
-        let mut buffered = std::io::BufWriter::new(file.as_file_mut());
-        fill(&mut buffered).and_then(|()| buffered.flush()).map_err(failed)?;
-    }
-    file.as_file().sync_all().map_err(failed)?;
+    let file = tempfile::Builder::new().prefix(".partial-").tempfile_in(parent).map_err(failed)?.into_temp_path();
+    fill(&file)?;
+    std::fs::OpenOptions::new().write(true).open(&file).and_then(|opened| opened.sync_all()).map_err(failed)?;
     set_default_permissions(&file).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+    file.persist(path).map_err(|e| failed(e.error))
 }
 
 /// Temporary files are private; what we publish gets the usual permissions.
-fn set_default_permissions(file: &tempfile::NamedTempFile) -> std::io::Result<()> {
+fn set_default_permissions(file: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o644))?;
     }
     let _ = file;
     Ok(())

@@ -83,12 +83,16 @@ pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
     SafetensorsFile::open(path)?.metadata()
 }
 
-/// Writes tensors (sorted by name) with string metadata, atomically.
+/// Writes tensors (sorted by name) with string metadata, atomically and one tensor at a time.
 pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<()> {
     let metadata: HashMap<String, String> = metadata.clone().into_iter().collect();
-    let items: Vec<(&String, &Tensor)> = tensors.iter().collect();
-    let bytes = safetensors::serialize(items, Some(metadata)).map_err(|e| {
-        Error::environment(format!("{}: cannot serialise weights: {e}", path.display()), "report this as a defect")
-    })?;
-    crate::io::atomic::write(path, &bytes)
+    crate::io::atomic::write_path(path, |temporary| {
+        safetensors::serialize_to_file(tensors, Some(metadata), temporary).map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(e) => Error::io(path, e),
+            e => {
+                let what = format!("{}: cannot serialise weights: {e}", path.display());
+                Error::environment(what, "report this as a defect")
+            }
+        })
+    })
 }

@@ -1,0 +1,121 @@
+//! The gradients of named parameters, and nothing else: candle's own store also keeps those of constants.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Result, Tensor, Var};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Values a thread works on at once. Fixed, so that sums do not depend on the number of threads.
+pub(super) const CHUNK: usize = 1 << 14;
+
+/// Gradients by parameter name. A parameter the loss does not depend on has no entry.
+#[derive(Debug, Clone, Default)]
+pub struct Gradients(BTreeMap<String, Tensor>);
+
+impl Gradients {
+    /// Backward from the scalar `loss`, keeping only the gradients of `parameters`.
+    pub fn of<'a>(loss: &Tensor, parameters: impl IntoIterator<Item = (&'a str, &'a Var)>) -> Result<Self> {
+        Ok(Self::from_store(loss.backward()?, parameters))
+    }
+
+    /// The gradients of `parameters` out of candle's store; the rest is dropped.
+    pub fn from_store<'a>(mut store: GradStore, parameters: impl IntoIterator<Item = (&'a str, &'a Var)>) -> Self {
+        let named = parameters.into_iter().filter_map(|(name, var)| Some((name.to_string(), store.remove(var)?)));
+        Self(named.collect())
+    }
+
+    /// Adds the gradients of another micro-batch. Divide the losses by their number first, or [`Self::scale`] after.
+    pub fn accumulate(&mut self, other: Self) -> Result<()> {
+        for (name, gradient) in other.0 {
+            let sum = match self.0.remove(&name) {
+                Some(sum) => (sum + gradient)?,
+                None => gradient,
+            };
+            self.0.insert(name, sum);
+        }
+        Ok(())
+    }
+
+    /// Multiplies every gradient.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        self.0.values_mut().try_for_each(|gradient| {
+            *gradient = (&*gradient * factor)?;
+            Ok(())
+        })
+    }
+
+    /// The gradient of one parameter.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    /// In the order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
+    }
+
+    /// L2 norm over all gradients together.
+    pub fn norm(&self) -> Result<f64> {
+        let squares = self.0.values().map(sum_of_squares).collect::<Result<Vec<f64>>>()?;
+        Ok(squares.iter().sum::<f64>().sqrt())
+    }
+}
+
+impl FromIterator<(String, Tensor)> for Gradients {
+    fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(items: I) -> Self {
+        Self(items.into_iter().collect())
+    }
+}
+
+/// Σ x², in f64 and in a fixed order.
+fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
+    let partial = |values: &[f32]| values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    with_values(tensor, |values| values.par_chunks(CHUNK).map(partial).collect::<Vec<f64>>().iter().sum())
+}
+
+/// Hands the values of a tensor (row-major, f32) to `read`, without a copy when it is contiguous on the CPU.
+pub(super) fn with_values<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    if tensor.dtype() != DType::F32 || !tensor.is_contiguous() {
+        return Ok(read(&tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?));
+    }
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (candle_core::Storage::Cpu(storage), Some((start, end))) => Ok(read(&storage.as_slice::<f32>()?[start..end])),
+        _ => {
+            drop(storage); // reading from another device locks the storage again
+            Ok(read(&tensor.flatten_all()?.to_vec1::<f32>()?))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn constants_are_dropped_and_micro_batches_add_up() {
+        let w = Var::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let unused = Var::new(&[5f32], &Device::Cpu).unwrap();
+        let constant = Tensor::new(&[3f32, 4.0], &Device::Cpu).unwrap();
+        let gradients = || {
+            let loss = (w.as_tensor() * &constant).unwrap().sum_all().unwrap();
+            Gradients::of(&loss, [("w", &w), ("unused", &unused)]).unwrap()
+        };
+        let mut sum = gradients();
+        sum.accumulate(gradients()).unwrap();
+        assert_eq!(sum.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["w"]);
+        assert_eq!(sum.get("w").unwrap().to_vec1::<f32>().unwrap(), [6.0, 8.0]);
+        assert_eq!(sum.norm().unwrap(), 10.0);
+        sum.scale(0.5).unwrap();
+        assert_eq!(sum.norm().unwrap(), 5.0);
+    }
+
+    #[test]
+    fn views_are_read_in_row_major_order() {
+        let t = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
+        let read = |t: &Tensor| with_values(t, |v| v.to_vec()).unwrap();
+        assert_eq!(read(&t.t().unwrap()), [1.0, 3.0, 2.0, 4.0]);
+        assert_eq!(read(&t.get(1).unwrap()), [3.0, 4.0]);
+    }
+}

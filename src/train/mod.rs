@@ -1,0 +1,14 @@
+//! Training without knowing what is trained: gradients, optimiser, schedules, checks, checkpoints, run folders and the
+//! loop that ties them. Networks, losses and data come from the caller.
+//!
+//! Reading order: [`Gradients`], [`optim`], [`schedule`], [`guard`], then [`checkpoint`], [`run_dir`], [`driver`].
+
+pub mod checkpoint;
+pub mod driver;
+mod gradients;
+pub mod guard;
+pub mod optim;
+pub mod run_dir;
+pub mod schedule;
+
+pub use gradients::Gradients;
