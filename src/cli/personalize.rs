@@ -104,14 +104,15 @@ pub fn run(args: PersonalizeArgs) -> Result<()> {
     args.compute.apply()?;
     let resolved = settings::resolve::<PersonalizeConfig>("personalize", &args.run, &args.flags)?;
     let config = &resolved.settings;
-    let first = config.images.first().ok_or_else(|| {
-        Error::Usage("personalize needs a photo of the target\n  next: `datum personalize target.png`".into())
-    })?;
+    let first = config
+        .images
+        .first()
+        .ok_or_else(|| Error::Usage("personalize needs a photo of the target\n  next: `datum personalize target.png`".into()))?;
     let progress = args.display.progress();
     let run = settings::run_folder("personalize", &settings::stem(first), &args.run, args.resume.resume.as_ref())?;
     let inputs: Vec<&str> = config.images.iter().map(String::as_str).collect();
     settings::record(&run, &resolved, &inputs)?;
-    let folder = personalize::run(config, &run, args.resume.resume.as_ref(), &progress)?;
+    let folder = personalize::run(config, &run, args.resume.resume.as_ref(), &settings::places(), &progress)?;
     let result = json!({ "model": folder, "run": run.path() });
     args.display.result(&result, || format!("{}", folder.display()))
 }

@@ -5,6 +5,8 @@ use super::recipe::{Layers, Resolved};
 use crate::base::{Error, Result};
 use crate::data::Search;
 use crate::io::hash;
+use crate::io::hub::HubSettings;
+use crate::systems::datum::base::Places;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use serde::Serialize;
@@ -54,7 +56,12 @@ pub fn run_folder(verb: &str, label: &str, run: &RunArgs, resume: Option<&Resume
         (Some(Resume::Path(path)), None) => RunDir::open(&run_of(path)),
         (Some(Resume::Latest), None) => {
             let newest = RunDir::newest(Path::new(RUNS), verb).ok_or_else(|| {
-                Error::data(RUNS, format!("a run of `{verb}` to resume"), "none", "start without `--resume`, or name its folder with `--output`")
+                Error::data(
+                    RUNS,
+                    format!("a run of `{verb}` to resume"),
+                    "none",
+                    "start without `--resume`, or name its folder with `--output`",
+                )
             })?;
             RunDir::open(&newest)
         }
@@ -74,6 +81,11 @@ pub fn record<T: Serialize>(run: &RunDir, resolved: &Resolved<T>, inputs: &[&str
     run.write_recipe(&resolved.to_toml()?)?;
     let hash = |path: &&str| Some((path.to_string(), hash::file(Path::new(path)).ok()?));
     run.write_environment(&inputs.iter().filter_map(hash).collect::<BTreeMap<_, _>>())
+}
+
+/// Where models are looked for.
+pub fn places() -> Places {
+    Places { runs: RUNS.into(), hub: HubSettings::from_variables(|name| std::env::var(name).ok()) }
 }
 
 /// Where data sets are looked up.

@@ -4,8 +4,8 @@
 
 pub mod denoising;
 pub mod folder;
-pub mod model;
 pub mod lora;
+pub mod model;
 pub mod noise_schedule;
 pub mod sampler;
 pub mod text_to_image;

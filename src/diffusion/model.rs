@@ -68,8 +68,7 @@ impl Model {
 
     /// Writes a diffusers folder.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let weights =
-            PipelineWeights { unet: &self.unet.tensors(), vae: &self.vae.tensors(), text: &self.text.tensors() };
+        let weights = PipelineWeights { unet: &self.unet.tensors(), vae: &self.vae.tensors(), text: &self.text.tensors() };
         folder::save_pipeline(path, self.settings(), weights)
     }
 

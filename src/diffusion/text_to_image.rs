@@ -103,7 +103,10 @@ impl TextToImage {
             noise.push(match &request.latents {
                 Some(given) if given.dims() == shape => given.clone(),
                 Some(given) => {
-                    return Err(Error::Usage(format!("latents have shape {:?}, this model and size need {shape:?}", given.dims())));
+                    return Err(Error::Usage(format!(
+                        "latents have shape {:?}, this model and size need {shape:?}",
+                        given.dims()
+                    )));
                 }
                 None => Rng::stream(request.seed, "latents", &[]).normal_tensor(&shape, &Device::Cpu)?,
             });

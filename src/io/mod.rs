@@ -1,13 +1,13 @@
 //! The only folder that opens files (and, in `hub`, sockets).
 
 pub mod atomic;
-pub mod images;
-pub mod tokenizer;
+pub mod hash;
 pub mod hub;
+pub mod images;
 pub mod manifest;
 pub mod png_text;
 pub mod text;
-pub mod hash;
+pub mod tokenizer;
 pub mod weights;
 
 use crate::base::{Error, Result};

@@ -114,7 +114,9 @@ impl ParamStore {
 
     /// A store of the same names with its own copies of the values.
     pub fn copied(&self) -> Result<Self> {
-        let copy = |param: &Param| -> Result<Param> { Ok(Param { var: Var::from_tensor(&param.var.as_tensor().copy()?)?, kind: param.kind }) };
+        let copy = |param: &Param| -> Result<Param> {
+            Ok(Param { var: Var::from_tensor(&param.var.as_tensor().copy()?)?, kind: param.kind })
+        };
         Ok(Self { params: self.params.iter().map(|(name, param)| Ok((name.clone(), copy(param)?))).collect::<Result<_>>()? })
     }
 

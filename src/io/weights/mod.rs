@@ -1,9 +1,9 @@
 //! Weight files as sources of named tensors: safetensors (memory-mapped) and PyTorch pickles (parsed, never executed).
 
+pub mod diffusers;
 pub mod efficientnet;
 pub mod mit;
 pub mod mmseg;
-pub mod diffusers;
 mod pickle;
 mod safetensors_file;
 

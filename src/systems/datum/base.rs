@@ -2,9 +2,9 @@
 
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
-use crate::diffusion::{Component, Lora};
 use crate::diffusion::model::Model;
-use crate::io::hub;
+use crate::diffusion::{Component, Lora};
+use crate::io::hub::{self, HubSettings, ModelId, Wanted};
 use crate::train::run_dir::RunDir;
 use std::path::{Path, PathBuf};
 
@@ -15,11 +15,48 @@ pub const MODEL_FOLDER: &str = "model";
 /// Text file in a LoRA run that names the base it belongs to.
 pub const BASE_FILE: &str = "base.txt";
 
+/// Where models are looked for.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Folder of numbered runs.
+    pub runs: PathBuf,
+    /// The hub and its cache.
+    pub hub: HubSettings,
+}
+
+/// The files of a Stable Diffusion folder that we read, in old and new layouts.
+fn wanted() -> Wanted {
+    let group = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+    let weights = |folder: &str, stem: &str, old: &str| {
+        let names = [(stem, "safetensors"), (old, "bin")];
+        names.iter().map(|(stem, extension)| format!("{folder}/{stem}.{extension}")).collect::<Vec<_>>()
+    };
+    Wanted {
+        required: vec![
+            group(&["model_index.json"]),
+            group(&["scheduler/scheduler_config.json"]),
+            group(&["unet/config.json"]),
+            group(&["vae/config.json"]),
+            group(&["text_encoder/config.json"]),
+            group(&["tokenizer/vocab.json", "tokenizer/tokenizer.json"]),
+            weights("unet", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+            weights("vae", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+            weights("text_encoder", "model", "pytorch_model"),
+        ],
+        optional: group(&[
+            "tokenizer/merges.txt",
+            "tokenizer/tokenizer.json",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer/special_tokens_map.json",
+        ]),
+    }
+}
+
 /// The diffusers folder of a base: a folder, a run folder with `model/`, or a hub id.
 ///
 /// # Errors
 /// [`Error::Environment`] where a hub id is neither cached nor reachable, naming what would work.
-pub fn folder(base: &str, progress: &dyn Progress) -> Result<PathBuf> {
+pub fn folder(base: &str, settings: &HubSettings, progress: &dyn Progress) -> Result<PathBuf> {
     if base == "nano" {
         return Err(Error::environment(
             "this build has no embedded `nano` model",
@@ -41,7 +78,7 @@ pub fn folder(base: &str, progress: &dyn Progress) -> Result<PathBuf> {
             "check the path, or train a small model with `datum pretrain --images PHOTOS`",
         ));
     }
-    let snapshot = hub::stable_diffusion(base)?;
+    let snapshot = hub::fetch(&base.parse::<ModelId>()?, &wanted(), settings, progress)?;
     progress.say(&format!("base: {base} at revision {}", snapshot.revision));
     Ok(snapshot.folder)
 }
@@ -53,8 +90,8 @@ fn is_hub_id(name: &str) -> bool {
 
 /// The model `generate` samples from. `model` is a folder, run or hub id; empty takes the newest personalised run under
 /// `runs` and says so. Low-rank updates (of the run, and `loras` as `FILE[:SCALE]`) are merged into the weights.
-pub fn open(model: &str, loras: &[String], runs: &Path, progress: &dyn Progress) -> Result<Model> {
-    let chosen = if model.is_empty() { newest(runs, progress)? } else { PathBuf::from(model) };
+pub fn open(model: &str, loras: &[String], places: &Places, progress: &dyn Progress) -> Result<Model> {
+    let chosen = if model.is_empty() { newest(&places.runs, progress)? } else { PathBuf::from(model) };
     let run_lora = chosen.join(LORA_FILE);
     let base = if run_lora.is_file() && chosen.join(BASE_FILE).is_file() {
         let path = chosen.join(BASE_FILE);
@@ -62,7 +99,7 @@ pub fn open(model: &str, loras: &[String], runs: &Path, progress: &dyn Progress)
     } else {
         chosen.display().to_string()
     };
-    let model = Model::open(&folder(&base, progress)?)?;
+    let model = Model::open(&folder(&base, &places.hub, progress)?)?;
     if run_lora.is_file() {
         merge(&model, &run_lora, 1.0)?;
     }

@@ -56,10 +56,16 @@ pub struct Generated {
 ///
 /// # Errors
 /// Unusable prompts, model, latents or initial photos; interruption (finished images are kept).
-pub fn run(config: &GenerateConfig, run: &RunDir, output: &Path, runs: &Path, progress: &dyn Progress) -> Result<Generated> {
+pub fn run(
+    config: &GenerateConfig,
+    run: &RunDir,
+    output: &Path,
+    places: &base::Places,
+    progress: &dyn Progress,
+) -> Result<Generated> {
     let prompts = PromptFile::open(&config.prompts)?.expand(&config.identifier, ClassSet::Things)?;
     let shard = if config.shard.is_empty() { Shard { index: 0, count: 1 } } else { config.shard.parse()? };
-    let model = base::open(&config.model, &config.lora, runs, progress)?;
+    let model = base::open(&config.model, &config.lora, places, progress)?;
     let mut job = Job::new(config, &model, prompts)?;
     let mut manifest = Manifest::open(&run.path().join("manifest.jsonl"))?;
     if let Some(bytes) = manifest.dropped_bytes() {
@@ -67,7 +73,7 @@ pub fn run(config: &GenerateConfig, run: &RunDir, output: &Path, runs: &Path, pr
     }
     let folder = output.join(IMAGE_FOLDER);
     let mine: Vec<u64> = (0..config.count).filter(|j| j % shard.count == shard.index).collect();
-    let missing: Vec<u64> = mine.iter().copied().filter(|&j| !job.is_made(&manifest, j, run.path())).collect();
+    let missing: Vec<u64> = mine.iter().copied().filter(|&j| !job.is_made(&manifest, j)).collect();
     let kept = (mine.len() - missing.len()) as u64;
     if kept > 0 {
         progress.say(&format!("{kept} of {} images are there already", mine.len()));
@@ -152,7 +158,7 @@ impl<'a> Job<'a> {
     }
 
     /// True when image `j` was made with exactly these settings and is intact.
-    fn is_made(&self, manifest: &Manifest, j: u64, _run: &Path) -> bool {
+    fn is_made(&self, manifest: &Manifest, j: u64) -> bool {
         manifest.intact(j).is_some_and(|record| record.facts == self.facts(j))
     }
 

@@ -60,11 +60,12 @@ impl Pictures {
         let Some(slot) = self.cache.as_ref().map(|cache| &cache[index]) else { return load() };
         match slot.get() {
             Some(example) => Ok(example.clone()),
-            None => Ok(slot.get_or_init({
-                let example = load()?;
-                || example
-            })
-            .clone()),
+            None => Ok(slot
+                .get_or_init({
+                    let example = load()?;
+                    || example
+                })
+                .clone()),
         }
     }
 }

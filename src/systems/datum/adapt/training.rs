@@ -16,9 +16,7 @@ use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, GroupRule, parameter_groups};
 use crate::train::schedule::{Schedule, Shape};
-use crate::uda::{
-    Config, FeatureDistance, FeatureDistanceConfig, Margins, SelfTraining, StepBatch, StrongAugment, Teacher,
-};
+use crate::uda::{Config, FeatureDistance, FeatureDistanceConfig, Margins, SelfTraining, StepBatch, StrongAugment, Teacher};
 use serde_json::json;
 use std::path::Path;
 
@@ -92,11 +90,8 @@ fn engine(
     parameters: ParamStore,
 ) -> Result<SelfTraining<EncoderDecoder>> {
     let settings = &config.self_training;
-    let augment = StrongAugment {
-        jitter_probability: settings.color_jitter,
-        blur_probability: settings.blur,
-        ..StrongAugment::default()
-    };
+    let augment =
+        StrongAugment { jitter_probability: settings.color_jitter, blur_probability: settings.blur, ..StrongAugment::default() };
     let step = Config {
         confidence_threshold: settings.confidence_threshold,
         margins: Margins { top: settings.margin_top, bottom: settings.margin_bottom },

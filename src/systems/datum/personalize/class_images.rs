@@ -25,9 +25,8 @@ pub fn prepare(model: &Model, config: &PersonalizeConfig, run: &RunDir, progress
         folder => PathBuf::from(folder),
     };
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-    let existing = || -> Result<Vec<PathBuf>> {
-        Ok(images::list(&folder)?.into_iter().filter(|p| images::is_image(p)).collect())
-    };
+    let existing =
+        || -> Result<Vec<PathBuf>> { Ok(images::list(&folder)?.into_iter().filter(|p| images::is_image(p)).collect()) };
     let count = existing()?.len();
     if count < config.num_class_images {
         generate(model, config, &folder, count, progress)?;

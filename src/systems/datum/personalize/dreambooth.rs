@@ -6,11 +6,11 @@ use crate::base::metrics::Metrics;
 use crate::base::{Error, Result, Rng};
 use crate::diffusion::denoising::{Denoised, Draws};
 use crate::diffusion::model::Model;
-use crate::diffusion::{Component, Lora};
-use crate::io::atomic;
 use crate::diffusion::noise_schedule::NoiseSchedule;
 use crate::diffusion::sampler::SamplerKind;
 use crate::diffusion::text_to_image::{Request, SamplingSettings, TextToImage, to_tensor, token_ids};
+use crate::diffusion::{Component, Lora};
+use crate::io::atomic;
 use crate::io::images::{self, RgbImage};
 use crate::models::stable_diffusion::{TextEncoder, UNet, Vae};
 use crate::nn::{AdapterPlan, Builder, ParamStore};
@@ -92,7 +92,8 @@ impl<'a> DreamBooth<'a> {
         let size = self.config.train_batch_size as u64;
         let mut crops = Vec::new();
         let mut prompts = Vec::new();
-        let kinds = [(&self.photos, self.config.instance_prompt.as_str()), (&self.class_images, self.config.class_prompt.as_str())];
+        let kinds =
+            [(&self.photos, self.config.instance_prompt.as_str()), (&self.class_images, self.config.class_prompt.as_str())];
         for (kind, (pictures, prompt)) in kinds.into_iter().filter(|(pictures, _)| !pictures.is_empty()).enumerate() {
             for item in 0..size {
                 let number = (step * self.config.gradient_accumulation_steps as u64 + micro) * size + item;
@@ -203,7 +204,9 @@ fn frozen_view(model: &Model, parameters: &ParamStore, config: &PersonalizeConfi
     let (unet, text) = (with_adapters(&model.unet, "unet"), with_adapters(&model.text, "text_encoder"));
     let (unet, text) = match config.method {
         Method::Full => (unet, text),
-        Method::Lora if config.train_text_encoder => (unet.with_adapters(unet_plan(config)), text.with_adapters(text_plan(config))),
+        Method::Lora if config.train_text_encoder => {
+            (unet.with_adapters(unet_plan(config)), text.with_adapters(text_plan(config)))
+        }
         Method::Lora => (unet.with_adapters(unet_plan(config)), text),
     };
     Ok((UNet::new(&model.unet_config, &unet)?, TextEncoder::new(&model.text_config, &text)?))

@@ -5,7 +5,7 @@
 mod class_images;
 mod dreambooth;
 
-use super::base;
+use super::base::{self, Places};
 use super::config::{Method, PersonalizeConfig};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
@@ -22,19 +22,22 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// Unusable photos, an unavailable base, interruption.
-pub fn run(config: &PersonalizeConfig, run: &RunDir, resume: Option<&Resume>, progress: &dyn Progress) -> Result<PathBuf> {
+pub fn run(
+    config: &PersonalizeConfig,
+    run: &RunDir,
+    resume: Option<&Resume>,
+    places: &Places,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
     let config = with_method_defaults(config);
     let photos = config.images.iter().map(|path| photo(Path::new(path), &config)).collect::<Result<Vec<_>>>()?;
     if photos.is_empty() {
         return Err(Error::Usage("personalize needs at least one photo of the target".into()));
     }
-    let folder = base::folder(&config.base, progress)?;
+    let folder = base::folder(&config.base, &places.hub, progress)?;
     let model = Model::open(&folder)?;
-    let class_images = if config.with_prior_preservation {
-        class_images::prepare(&model, &config, run, progress)?
-    } else {
-        Vec::new()
-    };
+    let class_images =
+        if config.with_prior_preservation { class_images::prepare(&model, &config, run, progress)? } else { Vec::new() };
     let stage = Stage {
         run,
         name: "personalize",

@@ -9,12 +9,12 @@ use crate::diffusion::text_to_image::to_tensor;
 use crate::models::stable_diffusion::Vae;
 use crate::nn::Builder;
 use crate::systems::stage::Resumable;
+use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::{Schedule, Shape};
-use crate::train::Gradients;
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Photos that the latents' scale is measured on.
@@ -174,7 +174,8 @@ pub fn scaling_factor(model: &Model, photos: &Photos, seed: u64) -> Result<f64> 
     let (mut sum, mut squares, mut count) = (0f64, 0f64, 0f64);
     for index in 0..photos.len().min(SCALE_PHOTOS) {
         let moments = vae.encode(&to_tensor(&[photos.whole(index, false)?])?)?;
-        let noise = Rng::stream(seed, "latent scale", &[index as u64]).normal_tensor(moments.mean.dims(), moments.mean.device())?;
+        let noise =
+            Rng::stream(seed, "latent scale", &[index as u64]).normal_tensor(moments.mean.dims(), moments.mean.device())?;
         for value in moments.sample(&noise)?.flatten_all()?.to_vec1::<f32>()? {
             (sum, squares, count) = (sum + f64::from(value), squares + f64::from(value).powi(2), count + 1.0);
         }

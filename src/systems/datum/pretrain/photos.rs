@@ -128,7 +128,12 @@ fn read_captions(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
             Texts::Many(texts) => texts,
         };
         if texts.is_empty() {
-            return Err(Error::data(path, "at least one text a photo", format!("none in line {}", number + 1), "correct that line"));
+            return Err(Error::data(
+                path,
+                "at least one text a photo",
+                format!("none in line {}", number + 1),
+                "correct that line",
+            ));
         }
         captions.insert(caption.file_name, texts);
     }
