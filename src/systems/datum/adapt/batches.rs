@@ -141,6 +141,7 @@ fn rare_classes(config: &AdaptConfig, source: &Pictures, progress: &dyn Progress
     RareClassSampling::new(&ClassStatistics { files }, settings).map(Some)
 }
 
+/// The normalisation of an encoder for the image pipeline.
 pub fn normalize(normalization: Normalization) -> Normalize {
     Normalize { mean: normalization.mean.map(f64::from), std: normalization.std.map(f64::from) }
 }
