@@ -67,7 +67,8 @@ impl Tokenizer {
                 "a vocabulary needs at least {fixed} entries and prompts 2 tokens, {vocab_size} and {length} were asked for"
             )));
         }
-        let symbols = alphabet.iter().map(char::to_string).chain(alphabet.iter().map(|c| format!("{c}{WORD_END}"))).collect();
+        let symbols: Vec<String> =
+            alphabet.iter().map(char::to_string).chain(alphabet.iter().map(|c| format!("{c}{WORD_END}"))).collect();
         let parts = Parts { vocab: BTreeMap::new(), merges: vec![], added: BTreeMap::new(), pad_token: END.into(), length };
         let bare = Self::new(parts.clone().with_symbols(&symbols), Path::new("tokenizer"))?;
         let words = bare.count_words(texts)?;
