@@ -108,6 +108,8 @@ fn a_written_folder_reads_back_bit_for_bit_in_one_layout() {
         let text = dir.path().join("text_encoder/model.safetensors");
         assert_eq!(read_metadata(&text).unwrap()["format"], "pt");
         assert!(SafetensorsFile::open(&text).unwrap().shapes().keys().all(|name| name.starts_with("text_model.")));
+        let vae = SafetensorsFile::open(&dir.path().join("vae/diffusion_pytorch_model.safetensors")).unwrap().shapes();
+        assert!(vae.contains_key("decoder.mid_block.attentions.0.proj_attn.weight"), "releases before 0.17 need this name");
         let mut index: serde_json::Value = parse(&dir.path().join("model_index.json"));
         assert_eq!(index["text_encoder"].take(), serde_json::json!(["transformers", "CLIPTextModel"]));
     }

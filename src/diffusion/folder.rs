@@ -201,7 +201,7 @@ pub fn save_pipeline(path: &Path, settings: PipelineSettings, weights: PipelineW
     write(path, "model_index.json", format!("{index:#}"))
 }
 
-/// Writes one network's `config.json` and weights into its folder below `pipeline`; checkpoints hold only those.
+/// Writes one network's `config.json` and weights (`tensors` under our names) into its folder below `pipeline`.
 pub fn save_network<C: JsonConfig + Clone>(
     pipeline: &Path,
     part: Part,
@@ -209,7 +209,7 @@ pub fn save_network<C: JsonConfig + Clone>(
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    weights::save(&pipeline.join(part.folder()).join(part.file_name()), tensors, &metadata)?;
+    weights::save(&pipeline.join(part.folder()).join(part.file_name()), &part.for_file(tensors), &metadata)?;
     write(pipeline, &format!("{}/config.json", part.folder()), config::to_json(config)?)
 }
 

@@ -67,7 +67,8 @@ impl Tokenizer {
                 "a vocabulary needs at least {fixed} entries and prompts 2 tokens, {vocab_size} and {length} were asked for"
             )));
         }
-        let symbols = alphabet.iter().map(char::to_string).chain(alphabet.iter().map(|c| format!("{c}{WORD_END}"))).collect();
+        let symbols: Vec<String> =
+            alphabet.iter().map(char::to_string).chain(alphabet.iter().map(|c| format!("{c}{WORD_END}"))).collect();
         let parts = Parts { vocab: BTreeMap::new(), merges: vec![], added: BTreeMap::new(), pad_token: END.into(), length };
         let bare = Self::new(parts.clone().with_symbols(&symbols), Path::new("tokenizer"))?;
         let words = bare.count_words(texts)?;
@@ -161,7 +162,7 @@ impl Tokenizer {
 
 impl Parts {
     /// The vocabulary: `symbols` in order, then start and end token.
-    fn with_symbols(mut self, symbols: &Vec<String>) -> Self {
+    fn with_symbols(mut self, symbols: &[String]) -> Self {
         self.vocab = symbols.iter().cloned().chain([START.into(), END.into()]).zip(0..).collect();
         self
     }
@@ -356,6 +357,21 @@ mod tests {
         let old = Tokenizer::open(dir.path()).unwrap();
         assert_eq!(new.parts, tokenizer.parts);
         assert_eq!(old.parts, tokenizer.parts);
+    }
+
+    #[test]
+    fn added_tokens_survive_both_layouts() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = trained();
+        tokenizer.save(dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+        let id = tokenizer.vocab_size() as u32;
+        std::fs::write(dir.path().join("added_tokens.json"), json!({"<v1>": id}).to_string()).unwrap();
+        let old = Tokenizer::open(dir.path()).unwrap();
+        assert_eq!(old.vocab_size() as u32, id + 1);
+        assert_eq!(old.encode("a photo of <v1> cars").unwrap()[4], id);
+        old.save(dir.path()).unwrap();
+        assert_eq!(Tokenizer::open(dir.path()).unwrap().parts, old.parts);
     }
 
     #[test]

@@ -76,11 +76,19 @@ impl Part {
         PartSource { entries: entries.collect(), source }
     }
 
+    /// `tensors` (under our names) under the names that every release reads: the autoencoder's attention keeps its former
+    /// names, as in the published Stable Diffusion folders.
+    pub fn for_file(self, tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        let former = OLD_ATTENTION.map(|(old, new)| (new, old));
+        let name = |ours: &str| if self == Self::Vae { renamed_attention(ours, &former) } else { ours.to_string() };
+        tensors.iter().map(|(ours, tensor)| (name(ours), tensor.clone())).collect()
+    }
+
     /// `None` for tensors that are dropped on purpose.
     fn our_name(self, theirs: &str) -> Option<String> {
         match self {
             Self::UNet => Some(theirs.into()),
-            Self::Vae => Some(renamed_attention(theirs)),
+            Self::Vae => Some(renamed_attention(theirs, &OLD_ATTENTION)),
             Self::TextEncoder => match theirs.strip_prefix("text_model.").unwrap_or(theirs) {
                 // A constant table, and the projection that the U-Net does not use.
                 "embeddings.position_ids" | "text_projection.weight" => None,
@@ -93,15 +101,15 @@ impl Part {
 /// Names of the autoencoder's attention layers before diffusers 0.17 → since.
 const OLD_ATTENTION: [(&str, &str); 4] = [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
 
-fn renamed_attention(name: &str) -> String {
+fn renamed_attention(name: &str, table: &[(&str, &str)]) -> String {
     if !name.contains(".attentions.") {
         return name.into();
     }
-    let renamed = |(old, new): &(&str, &str)| {
-        let (place, end) = name.split_once(&format!(".{old}."))?;
-        Some(format!("{place}.{new}.{end}"))
+    let renamed = |(from, to): &(&str, &str)| {
+        let (place, end) = name.split_once(&format!(".{from}."))?;
+        Some(format!("{place}.{to}.{end}"))
     };
-    OLD_ATTENTION.iter().find_map(renamed).unwrap_or_else(|| name.into())
+    table.iter().find_map(renamed).unwrap_or_else(|| name.into())
 }
 
 /// Attention weights of the autoencoder, which some files hold as 1×1 convolutions.
