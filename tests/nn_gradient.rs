@@ -72,9 +72,7 @@ fn cases() -> Vec<Case> {
         conv("depthwise stride 2", &[&[2, 5, 37, 40], &[5, 1, 3, 3], &[5]], 2, 1, 1, 5),
         conv("depthwise dilation 18", &[&[1, 5, 37, 70], &[5, 1, 3, 3]], 1, 18, 18, 5),
         case("linear", &[&[3, 41, 37], &[29, 37], &[29]], |a| nn::linear(&a[0], &a[1], Some(&a[2]))),
-        case("attention", &[&[2, 3, 70, 8], &[2, 3, 45, 8], &[2, 3, 45, 8]], |a| {
-            nn::attention(&a[0], &a[1], &a[2], 0.35, false)
-        }),
+        case("attention", &[&[2, 3, 70, 8], &[2, 3, 45, 8], &[2, 3, 45, 8]], |a| nn::attention(&a[0], &a[1], &a[2], 0.35, false)),
         case("attention, one head", &[&[1, 1, 530, 4], &[1, 1, 1100, 4], &[1, 1, 1100, 4]], |a| {
             nn::attention(&a[0], &a[1], &a[2], 0.5, false)
         }),
@@ -119,7 +117,9 @@ fn norm_cases() -> Vec<Case> {
         norm("group norm", &[2, 6, 11, 13], 6, |b, x| nn::GroupNorm::new(3, 6, 1e-5, b).unwrap().forward(x)),
         norm("group norm and silu", &[2, 6, 11, 13], 6, |b, x| nn::GroupNorm::new(3, 6, 1e-5, b).unwrap().forward_silu(x)),
         norm("batch norm", &[3, 6, 11, 13], 6, |b, x| nn::BatchNorm2d::new(6, b).unwrap().forward(x, &Pass::statistics_only())),
-        norm("batch norm, given statistics", &[2, 6, 11, 13], 6, |b, x| nn::BatchNorm2d::new(6, b).unwrap().forward(x, &Pass::eval())),
+        norm("batch norm, given statistics", &[2, 6, 11, 13], 6, |b, x| {
+            nn::BatchNorm2d::new(6, b).unwrap().forward(x, &Pass::eval())
+        }),
     ]
 }
 
@@ -179,7 +179,8 @@ fn results_have_the_same_bits_for_any_number_of_threads() {
 
 #[test]
 fn a_batch_equals_its_items() {
-    for case in cases().iter().filter(|case| case.shapes[0].len() == 4 && case.shapes[0][0] == 2 && case.name != "cross entropy") {
+    for case in cases().iter().filter(|case| case.shapes[0].len() == 4 && case.shapes[0][0] == 2 && case.name != "cross entropy")
+    {
         let arguments = case.arguments();
         let whole = (case.op)(&arguments).unwrap();
         for item in 0..2 {

@@ -135,7 +135,8 @@ impl<'a> Heads<'a> {
         for block in part.cut(self.block_len()) {
             let (len, seen) = (block.len, self.seen(block));
             let rows = |values: &'a [f32]| Self::rows(values, block, self.queries, dim);
-            let (g, out) = (Self::rows(given.gradient, block, self.queries, dim), Self::rows(given.out, block, self.queries, dim));
+            let (g, out) =
+                (Self::rows(given.gradient, block, self.queries, dim), Self::rows(given.out, block, self.queries, dim));
             let p = &mut scores[..len * seen];
             self.scores(block, p);
             let log_sums = &given.log_sums[block.head * self.queries + block.start..][..len];
@@ -265,9 +266,7 @@ fn gradients(heads: &Heads, given: &Given, wanted: [bool; 3]) -> (Vec<f32>, Vec<
     let jobs: Vec<(Span, &mut [f32])> = for_q
         .chunks_mut(queries * dim)
         .enumerate()
-        .flat_map(|(head, out)| {
-            Span { head, start: 0, len: queries }.cut(part_len).zip(out.chunks_mut(part_len * dim))
-        })
+        .flat_map(|(head, out)| Span { head, start: 0, len: queries }.cut(part_len).zip(out.chunks_mut(part_len * dim)))
         .collect();
     let parts: Vec<Span> = jobs.iter().map(|job| job.0).collect();
     let shares: Vec<(Vec<f32>, Vec<f32>)> =

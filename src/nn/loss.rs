@@ -194,9 +194,6 @@ impl CustomOp2 for SquaredError {
             let out = cpu::fill_chunks(a.len(), CHUNK, |i, out| scaled_difference(&a[i * CHUNK..], &b[i * CHUNK..], scale, out));
             cpu::tensor(out, xs.shape())
         };
-        Ok((
-            xs.track_op().then(|| difference(&x, &y)).transpose()?,
-            ys.track_op().then(|| difference(&y, &x)).transpose()?,
-        ))
+        Ok((xs.track_op().then(|| difference(&x, &y)).transpose()?, ys.track_op().then(|| difference(&y, &x)).transpose()?))
     }
 }

@@ -35,11 +35,8 @@ impl<'a> Job<'a> {
     /// The ranges of output rows worked on at a time.
     fn tiles(&self) -> Vec<Range<usize>> {
         let height = self.sizes.out_height;
-        let rows = if self.is_pointwise() {
-            height
-        } else {
-            (COLUMN_VALUES / (self.depth() * self.sizes.out_width)).clamp(1, height)
-        };
+        let rows =
+            if self.is_pointwise() { height } else { (COLUMN_VALUES / (self.depth() * self.sizes.out_width)).clamp(1, height) };
         (0..height).step_by(rows).map(|start| start..(start + rows).min(height)).collect()
     }
 

@@ -28,7 +28,13 @@ impl Sizes {
             bail!("conv2d needs four dimensions, found inputs {xs:?} and weight {weight:?}")
         };
         let ConvSpec { stride, padding, dilation, groups } = spec;
-        if xs.contains(&0) || weight.contains(&0) || groups == 0 || stride == 0 || in_channels != per_group * groups || out_channels % groups != 0 {
+        if xs.contains(&0)
+            || weight.contains(&0)
+            || groups == 0
+            || stride == 0
+            || in_channels != per_group * groups
+            || out_channels % groups != 0
+        {
             bail!("conv2d: inputs {xs:?} and weight {weight:?} do not fit {spec:?}")
         }
         let out = |size: usize, kernel: usize| match (size + 2 * padding).checked_sub(dilation * (kernel - 1) + 1) {

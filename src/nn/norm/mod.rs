@@ -118,8 +118,11 @@ impl BatchNorm2d {
         let blend = |running: &Var, new: &[f32], factor: f64| -> TensorResult<()> {
             let share = self.momentum * factor;
             let old = running.to_vec1::<f32>()?;
-            let mixed: Vec<f32> =
-                old.iter().zip(new).map(|(o, n)| (f64::from(*o) * (1.0 - self.momentum) + f64::from(*n) * share) as f32).collect();
+            let mixed: Vec<f32> = old
+                .iter()
+                .zip(new)
+                .map(|(o, n)| (f64::from(*o) * (1.0 - self.momentum) + f64::from(*n) * share) as f32)
+                .collect();
             running.set(&Tensor::from_vec(mixed, new.len(), running.device())?)
         };
         blend(&self.running_mean, mean, 1.0)?;
