@@ -27,30 +27,39 @@ struct MaxPool {
 }
 
 impl MaxPool {
-    /// First and past-the-last input position of window `i` on an axis of `size`.
-    fn window(&self, i: usize, size: usize) -> (usize, usize) {
-        let start = i * self.spec.stride;
-        (start.saturating_sub(self.spec.padding), (start + self.kernel - self.spec.padding).min(size))
-    }
-
-    /// The winning input position of every window of a plane, in order. NaN wins, as in PyTorch.
+    /// The winning input position of every window of a plane, in order; an output row at a time, tap by tap.
     fn for_each_winner(&self, xs: &[f32], mut visit: impl FnMut(usize, usize)) {
-        let width = self.size.1;
+        let (width, ConvSpec { stride, padding, .. }) = (self.size.1, self.spec);
+        let (mut best, mut from) = (vec![0.0; self.out.1], vec![0; self.out.1]);
         for y in 0..self.out.0 {
-            let (top, bottom) = self.window(y, self.size.0);
-            for x in 0..self.out.1 {
-                let (left, right) = self.window(x, width);
-                let mut best = top * width + left;
-                for row in top..bottom {
-                    for i in row * width + left..row * width + right {
-                        if xs[i] > xs[best] || xs[i].is_nan() {
-                            best = i;
-                        }
-                    }
+            let top = (y * stride).saturating_sub(padding);
+            best.fill(f32::NEG_INFINITY);
+            for (x, from) in from.iter_mut().enumerate() {
+                *from = top * width + (x * stride).saturating_sub(padding);
+            }
+            for row in top..(y * stride + self.kernel - padding).min(self.size.0) {
+                for tap in 0..self.kernel {
+                    let start = padding.saturating_sub(tap).div_ceil(stride).min(self.out.1);
+                    let end = (width + padding).saturating_sub(tap).div_ceil(stride).clamp(start, self.out.1);
+                    let first = (row * width + start * stride + tap).saturating_sub(padding);
+                    challenge(xs, first, stride, &mut best[start..end], &mut from[start..end]);
                 }
-                visit(y * self.out.1 + x, best);
+            }
+            for (x, from) in from.iter().enumerate() {
+                visit(y * self.out.1 + x, *from);
             }
         }
+    }
+}
+
+/// One tap of a row of windows: value `first + i · stride` replaces a smaller best value i. NaN wins, as in PyTorch.
+fn challenge(xs: &[f32], first: usize, stride: usize, best: &mut [f32], from: &mut [usize]) {
+    let positions = (first..xs.len()).step_by(stride);
+    for ((position, best), from) in positions.zip(best).zip(from) {
+        let x = xs[position];
+        let wins = x > *best || x.is_nan();
+        *best = if wins { x } else { *best };
+        *from = if wins { position } else { *from };
     }
 }
 
