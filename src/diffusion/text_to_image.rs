@@ -67,6 +67,7 @@ impl TextToImage {
         let guided = settings.guidance_scale > 1.0;
         let context = self.context(requests, settings, guided)?;
         let (start, mut latents) = self.start(requests, settings, &sampler)?;
+        sampler.skip(start)?;
         let timesteps = sampler.timesteps().to_vec();
         for (index, &timestep) in timesteps.iter().enumerate().skip(start) {
             if crate::base::interrupt::requested() {

@@ -1,5 +1,6 @@
 //! The manifest of a generated data set: one JSON record a line, appended after each image is safely on disk.
 
+use super::hash;
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -90,7 +91,7 @@ impl Manifest {
     pub fn intact(&self, index: u64) -> Option<&ImageRecord> {
         let record = self.records.iter().rev().find(|record| record.facts.index == index)?;
         let file = self.path.parent().unwrap_or(Path::new(".")).join(&record.file);
-        (hash_file(&file).ok()? == record.blake3).then_some(record)
+        (hash::file(&file).ok()? == record.blake3).then_some(record)
     }
 
     /// Appends one record and hands it to the system in one piece.
@@ -117,13 +118,6 @@ pub fn read(path: &Path) -> Result<(Vec<ImageRecord>, Option<usize>)> {
     Ok((records, (whole < bytes.len()).then_some(bytes.len() - whole)))
 }
 
-/// BLAKE3 hash of a file, in hex.
-pub fn hash_file(path: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-    std::io::copy(&mut file, &mut hasher).map_err(|e| Error::io(path, e))?;
-    Ok(hasher.finalize().to_hex().to_string())
-}
 
 /// Records, and the length of the lines they fill. A line counts once its line feed is there.
 fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<ImageRecord>, usize)> {
@@ -203,7 +197,7 @@ pub(crate) mod tests {
         let mut manifest = Manifest::open(&dir.path().join("manifest.jsonl")).unwrap();
         let image = dir.path().join("im_0_p0.png");
         std::fs::write(&image, b"one").unwrap();
-        manifest.append(record(0, &hash_file(&image).unwrap())).unwrap();
+        manifest.append(record(0, &hash::file(&image).unwrap())).unwrap();
         assert!(manifest.intact(0).is_some() && manifest.intact(1).is_none());
         std::fs::write(&image, b"two").unwrap();
         assert!(manifest.intact(0).is_none());

@@ -7,7 +7,7 @@ use super::efficientnet::EfficientNetLite0;
 use super::mit::{Mit, MitSize};
 use super::segformer_head::SegformerHead;
 use super::{efficientnet, mit};
-use crate::base::{Error, Result};
+use crate::base::{suggest, Error, Result};
 use crate::io::weights::{self, TensorSource};
 use crate::nn::{Builder, ParamStore, Pass};
 use candle_core::{Result as TensorResult, Tensor};
@@ -160,9 +160,8 @@ fn known(what: &str, name: &str, names: &[&str]) -> Result<()> {
     if names.contains(&name) {
         return Ok(());
     }
-    let close = names.iter().max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
-    let hint = close.map(|close| format!("; did you mean `{close}`?")).unwrap_or_default();
-    Err(Error::Usage(format!("no {what} is named `{name}`{hint}\n  next: choose one of {}", names.join(", "))))
+    let hint = suggest::hint(name, names);
+    Err(Error::Usage(format!("no {what} is named `{name}`; {hint}\n  next: choose one of {}", names.join(", "))))
 }
 
 /// An encoder and a decoder, under the names `backbone` and `decode_head` that published checkpoints use.

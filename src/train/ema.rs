@@ -23,3 +23,31 @@ pub fn update(average: &ParamStore, latest: &ParamStore, decay: f64) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Builder, Init};
+
+    #[test]
+    fn the_decay_ramps_up() {
+        let ramp_up = [(0, 0.0), (1, 0.5), (2, 2.0 / 3.0), (9, 0.9), (99, 0.99), (999, 0.999), (40_000, 0.999)];
+        for (update, expected) in ramp_up {
+            assert!((ramp(0.999, update) - expected).abs() < 1e-12, "update {update}");
+        }
+    }
+
+    #[test]
+    fn weights_move_and_buffers_stay() {
+        let build = |init| {
+            let builder = Builder::random(0);
+            builder.get(&[2], "w", init).unwrap();
+            builder.buffer(&[2], "b", init).unwrap();
+            builder.finish().unwrap()
+        };
+        let (average, latest) = (build(Init::Zeros), build(Init::Ones));
+        update(&average, &latest, 0.75).unwrap();
+        assert_eq!(average.get("w").unwrap().to_vec1::<f32>().unwrap(), [0.25, 0.25]);
+        assert_eq!(average.get("b").unwrap().to_vec1::<f32>().unwrap(), [0.0, 0.0]);
+    }
+}

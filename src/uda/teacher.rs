@@ -4,6 +4,7 @@ use super::terms::classify;
 use crate::base::Result;
 use crate::io::weights::TensorSource;
 use crate::models::segmenter::Segmenter;
+use crate::train::ema;
 use crate::nn::{Builder, ParamStore, Pass, resize_bilinear};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -95,15 +96,7 @@ impl<S: Segmenter> Teacher<S> {
     /// # Source
     /// Mean teacher; DAFormer, section 3.1. The published code restarts the ramp after a resume; ours does not.
     pub fn follow(&mut self, student: &ParamStore) -> Result<()> {
-        let keep = ema_factor(self.updates, self.decay);
-        for (name, weight) in self.parameters.weights() {
-            let Some(latest) = student.get(name) else { continue };
-            let latest = latest.as_detached_tensor();
-            match keep > 0.0 {
-                true => weight.set(&((weight.as_detached_tensor() * keep)? + (latest * (1.0 - keep))?)?)?,
-                false => weight.set(&latest)?,
-            }
-        }
+        ema::update(&self.parameters, student, ema::ramp(self.decay, self.updates))?;
         self.updates += 1;
         Ok(())
     }
@@ -139,23 +132,10 @@ impl<S: Segmenter> Teacher<S> {
     }
 }
 
-/// min(1 − 1/(i + 1), decay).
-fn ema_factor(update: u64, decay: f64) -> f64 {
-    (1.0 - 1.0 / (update as f64 + 1.0)).min(decay)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use candle_core::Device;
-
-    #[test]
-    fn the_average_ramps_up() {
-        let ramp = [(0, 0.0), (1, 0.5), (2, 2.0 / 3.0), (9, 0.9), (99, 0.99), (999, 0.999), (40_000, 0.999)];
-        for (update, expected) in ramp {
-            assert!((ema_factor(update, 0.999) - expected).abs() < 1e-12, "update {update}");
-        }
-    }
 
     #[test]
     fn the_weight_is_the_share_of_confident_pixels_and_margins_are_zero() {

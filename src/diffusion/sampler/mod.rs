@@ -143,6 +143,21 @@ impl Sampler {
         }
     }
 
+    /// Leaves out the first `start` steps: for latents that are only partly noise.
+    ///
+    /// # Errors
+    /// PNDM, whose first steps depend on each other, and a start past the end.
+    pub fn skip(&mut self, start: usize) -> Result<()> {
+        if start > 0 && self.kind == SamplerKind::Pndm {
+            return Err(Error::Usage("pndm cannot start from a photo; choose `--scheduler ddim`".into()));
+        }
+        if start >= self.timesteps.len() {
+            return Err(Error::Usage(format!("expected a start below {} steps, found {start}", self.timesteps.len())));
+        }
+        self.next = start;
+        Ok(())
+    }
+
     /// Latents as the network wants them at `index`.
     pub fn scale_input(&self, latents: &Tensor, index: usize) -> TensorResult<Tensor> {
         match self.kind {

@@ -6,20 +6,39 @@ use crate::nn::cpu::{self, Matrix, Threads};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Largest column buffer in values (8 MB, so that it stays in the last-level cache); a single output row may exceed it.
-const COLUMN_VALUES: usize = 2 << 20;
+/// Largest column buffer in values when all threads work on one image (8 MB, so that it stays in the last-level cache); a
+/// single output row may exceed it.
+const SHARED_VALUES: usize = 2 << 20;
+/// The same when every thread works on an image of its own (half a second-level cache).
+const OWN_VALUES: usize = 96 << 10;
+/// Partial weight gradients, one for each image, may hold that many values.
+const PARTIAL_VALUES: usize = 16 << 20;
 
 /// One group of one image: what a matrix product is about.
 struct Job<'a> {
     sizes: &'a Sizes,
     in_channels: usize,
     out_channels: usize,
+    /// Who computes the products: one thread an image and group, or all threads one after the other.
+    threads: Threads,
 }
 
 impl<'a> Job<'a> {
     fn new(sizes: &'a Sizes) -> Self {
         let groups = sizes.spec.groups;
-        Self { sizes, in_channels: sizes.in_channels / groups, out_channels: sizes.out_channels / groups }
+        let (in_channels, out_channels) = (sizes.in_channels / groups, sizes.out_channels / groups);
+        // Depends on sizes alone, so that results do not depend on the number of threads.
+        let partial = sizes.batch * groups * out_channels * in_channels * sizes.area();
+        let own = sizes.batch * groups > 1 && partial <= PARTIAL_VALUES;
+        Self { sizes, in_channels, out_channels, threads: if own { Threads::One } else { Threads::All } }
+    }
+
+    /// How channels of one image are worked on by [`for_each`]: one after the other where a thread owns the image.
+    fn inner(&self) -> Threads {
+        match self.threads {
+            Threads::One => Threads::All,
+            Threads::All => Threads::One,
+        }
     }
 
     /// Length of a kernel of one output channel.
@@ -35,8 +54,8 @@ impl<'a> Job<'a> {
     /// The ranges of output rows worked on at a time.
     fn tiles(&self) -> Vec<Range<usize>> {
         let height = self.sizes.out_height;
-        let rows =
-            if self.is_pointwise() { height } else { (COLUMN_VALUES / (self.depth() * self.sizes.out_width)).clamp(1, height) };
+        let values = if self.threads == Threads::One { OWN_VALUES } else { SHARED_VALUES };
+        let rows = if self.is_pointwise() { height } else { (values / (self.depth() * self.sizes.out_width)).clamp(1, height) };
         (0..height).step_by(rows).map(|start| start..(start + rows).min(height)).collect()
     }
 
@@ -76,18 +95,31 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
         }),
         None => vec![0.0; sizes.batch * sizes.out_channels * plane],
     };
-    let mut buffer = job.buffer(&tiles);
-    for piece in job.pieces() {
+    let compute = |piece: (usize, usize), out: &mut [f32], buffer: &mut Vec<f32>| {
         let xs = &xs[job.input_start(piece)..];
         let kernel = Matrix::rows(&weight[job.weight_start(piece)..], depth);
         for tile in &tiles {
             let (start, count) = (tile.start * sizes.out_width, tile.len() * sizes.out_width);
-            let columns = columns_of(&job, xs, tile, &mut buffer);
-            let out = &mut out[job.output_start(piece) + start..];
-            cpu::gemm((job.out_channels, count, depth), kernel, columns, out, plane, bias.is_some(), 1.0, Threads::All);
+            let columns = columns_of(&job, xs, tile, buffer);
+            let out = &mut out[start..];
+            cpu::gemm((job.out_channels, count, depth), kernel, columns, out, plane, bias.is_some(), 1.0, job.threads);
+        }
+    };
+    let pieces: Vec<_> = job.pieces().zip(out.chunks_mut(job.out_channels * plane)).collect();
+    for_each(job.threads, pieces, || job.buffer(&tiles), |(piece, out), buffer| compute(piece, out, buffer));
+    out
+}
+
+/// Runs `work` for every item. [`Threads::One`]: one thread an item, each thread with a buffer of its own; [`Threads::All`]:
+/// one item after the other.
+fn for_each<T: Send, B: Send>(threads: Threads, items: Vec<T>, buffer: impl Fn() -> B + Sync + Send, work: impl Fn(T, &mut B) + Sync) {
+    match threads {
+        Threads::One => items.into_par_iter().for_each_init(buffer, |buffer, item| work(item, buffer)),
+        Threads::All => {
+            let mut buffer = buffer();
+            items.into_iter().for_each(|item| work(item, &mut buffer));
         }
     }
-    out
 }
 
 /// Gradients of inputs and weight, each only when `wanted`. See [`forward`] for shapes.
@@ -99,33 +131,79 @@ pub fn backward(
     wanted: (bool, bool),
 ) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
     let job = Job::new(sizes);
-    let (plane, depth, tiles) = (sizes.out_plane(), job.depth(), job.tiles());
-    let mut for_xs = wanted.0.then(|| vec![0.0; xs.len()]);
-    let mut for_weight = wanted.1.then(|| vec![0.0; weight.len()]);
-    let mut buffer = job.buffer(&tiles);
-    for piece in job.pieces() {
-        let (input, kernels) = (job.input_start(piece), job.weight_start(piece));
-        for (i, tile) in tiles.iter().enumerate() {
+    let tiles = job.tiles();
+    let images = Images { job: &job, tiles: &tiles, xs, weight, gradient };
+    let mut for_xs = vec![0.0; if wanted.0 { xs.len() } else { 0 }];
+    let group = job.out_channels * job.depth();
+    // One partial gradient for each image and group; summed in the order of images below.
+    let copies = if job.threads == Threads::One { sizes.batch } else { 1 };
+    let mut partial = vec![0.0; if wanted.1 { copies * weight.len() } else { 0 }];
+    let mut targets_x = for_xs.chunks_mut(job.in_channels * sizes.in_plane());
+    let mut targets_w = partial.chunks_mut(group);
+    match job.threads {
+        Threads::One => {
+            let items: Vec<_> = job.pieces().map(|piece| (piece, targets_x.next(), targets_w.next())).collect();
+            for_each(job.threads, items, || job.buffer(&tiles), |(piece, for_xs, for_weight), buffer| {
+                images.backward(piece, for_xs, for_weight, buffer);
+            });
+        }
+        Threads::All => {
+            let mut buffer = job.buffer(&tiles);
+            let mut weights: Vec<_> = targets_w.collect();
+            for piece in job.pieces() {
+                let for_weight = weights.get_mut(piece.1).map(|target| &mut **target);
+                images.backward(piece, targets_x.next(), for_weight, &mut buffer);
+            }
+        }
+    }
+    let for_weight = wanted.1.then(|| {
+        let (first, others) = partial.split_at_mut(weight.len());
+        for other in others.chunks_exact(weight.len()) {
+            first.iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
+        }
+        partial.truncate(weight.len());
+        partial
+    });
+    (wanted.0.then_some(for_xs), for_weight)
+}
+
+/// The arguments of [`backward`], by image and group.
+struct Images<'a> {
+    job: &'a Job<'a>,
+    tiles: &'a [Range<usize>],
+    xs: &'a [f32],
+    weight: &'a [f32],
+    gradient: &'a [f32],
+}
+
+impl Images<'_> {
+    /// Adds the gradients of one image and group to the targets that are there.
+    fn backward(
+        &self,
+        piece: (usize, usize),
+        mut for_xs: Option<&mut [f32]>,
+        mut for_weight: Option<&mut [f32]>,
+        buffer: &mut Vec<f32>,
+    ) {
+        let (job, sizes) = (self.job, self.job.sizes);
+        let (plane, depth) = (sizes.out_plane(), job.depth());
+        for tile in self.tiles {
             let (start, count) = (tile.start * sizes.out_width, tile.len() * sizes.out_width);
-            let g = Matrix::rows(&gradient[job.output_start(piece) + start..], plane);
+            let g = Matrix::rows(&self.gradient[job.output_start(piece) + start..], plane);
             if let Some(out) = &mut for_weight {
-                let columns = columns_of(&job, &xs[input..], tile, &mut buffer);
-                let add = i > 0 || piece.0 > 0;
-                let out = &mut out[kernels..];
-                cpu::gemm((job.out_channels, depth, count), g, columns.t(), out, depth, add, 1.0, Threads::All);
+                let columns = columns_of(job, &self.xs[job.input_start(piece)..], tile, buffer);
+                cpu::gemm((job.out_channels, depth, count), g, columns.t(), out, depth, true, 1.0, job.threads);
             }
             if let Some(out) = &mut for_xs {
-                let kernel = Matrix::rows(&weight[kernels..], depth).t();
-                let out = &mut out[input..input + job.in_channels * sizes.in_plane()];
-                let target = if job.is_pointwise() { &mut *out } else { &mut buffer[..depth * count] };
-                cpu::gemm((depth, count, job.out_channels), kernel, g, target, count, false, 1.0, Threads::All);
+                let kernel = Matrix::rows(&self.weight[job.weight_start(piece)..], depth).t();
+                let target = if job.is_pointwise() { &mut **out } else { &mut buffer[..depth * count] };
+                cpu::gemm((depth, count, job.out_channels), kernel, g, target, count, false, 1.0, job.threads);
                 if !job.is_pointwise() {
-                    add_columns(sizes, &buffer, tile, out);
+                    add_columns(job, buffer, tile, out);
                 }
             }
         }
     }
-    (for_xs, for_weight)
 }
 
 /// The columns of one tile of output rows: (depth, tile rows · W').
@@ -136,7 +214,8 @@ fn columns_of<'a>(job: &Job, xs: &'a [f32], tile: &Range<usize>, buffer: &'a mut
         return Matrix::rows(xs, count);
     }
     let buffer = &mut buffer[..job.depth() * count];
-    buffer.par_chunks_mut(sizes.area() * count).enumerate().for_each(|(channel, rows)| {
+    let channels: Vec<_> = buffer.chunks_mut(sizes.area() * count).enumerate().collect();
+    for_each(job.inner(), channels, || (), |(channel, rows), ()| {
         let plane = &xs[channel * sizes.in_plane()..][..sizes.in_plane()];
         for (tap, row) in rows.chunks_exact_mut(count).enumerate() {
             copy_tap(sizes, plane, tap, tile, row);
@@ -177,9 +256,11 @@ fn copy_tap(sizes: &Sizes, plane: &[f32], tap: usize, tile: &Range<usize>, row: 
 }
 
 /// Adds the columns of one tile back to the pixels they came from. `out` (C/groups, H, W).
-fn add_columns(sizes: &Sizes, columns: &[f32], tile: &Range<usize>, out: &mut [f32]) {
+fn add_columns(job: &Job, columns: &[f32], tile: &Range<usize>, out: &mut [f32]) {
+    let sizes = job.sizes;
     let count = tile.len() * sizes.out_width;
-    out.par_chunks_mut(sizes.in_plane()).enumerate().for_each(|(channel, plane)| {
+    let channels: Vec<_> = out.chunks_mut(sizes.in_plane()).enumerate().collect();
+    for_each(job.inner(), channels, || (), |(channel, plane), ()| {
         let rows = &columns[channel * sizes.area() * count..][..sizes.area() * count];
         for (tap, row) in rows.chunks_exact(count).enumerate() {
             add_tap(sizes, row, tap, tile, plane);
@@ -197,8 +278,11 @@ fn add_tap(sizes: &Sizes, row: &[f32], tap: usize, tile: &Range<usize>, plane: &
         let target = (y * stride + offset_y).checked_sub(padding).filter(|y| *y < sizes.height);
         let Some(target) = target else { continue };
         let line = &mut plane[target * sizes.width + first..(target + 1) * sizes.width];
-        for (out, x) in line.iter_mut().step_by(stride).zip(&xs[columns.clone()]) {
-            *out += x;
+        let xs = &xs[columns.clone()];
+        if stride == 1 {
+            line.iter_mut().zip(xs).for_each(|(out, x)| *out += x);
+        } else {
+            line.iter_mut().step_by(stride).zip(xs).for_each(|(out, x)| *out += x);
         }
     }
 }

@@ -78,20 +78,24 @@ fn crops(photos: &Photos, config: &PretrainConfig, step: u64) -> Result<Tensor> 
     to_tensor(&(0..config.vae.batch_size as u64).map(crop).collect::<Result<Vec<_>>>()?)
 }
 
-/// Changes brightness, contrast and tint of a share of the crops, so that the frozen autoencoder serves light that the photos
-/// do not show, such as dusk.
+/// Changes brightness, contrast, tint and saturation of a share of the crops: the frozen autoencoder has to serve light that
+/// the photos do not show, such as dusk, and colours of nearly grey photos would be learned last.
 ///
 /// # Randomness
-/// One draw for the choice; then gamma, gain and three channel gains.
+/// One draw for the choice; then gamma, gain, saturation and three channel gains.
 fn relight(pixels: &mut [u8], probability: f32, rng: &mut Rng) {
     if rng.uniform() >= probability {
         return;
     }
-    let (gamma, gain) = (rng.uniform_in(0.7, 1.6), rng.uniform_in(0.2, 1.1));
-    let tint = [0; 3].map(|_| rng.uniform_in(0.85, 1.15));
-    for (i, pixel) in pixels.iter_mut().enumerate() {
-        let value = (f32::from(*pixel) / 255.0).powf(gamma) * gain * tint[i % 3];
-        *pixel = (value.clamp(0.0, 1.0) * 255.0).round() as u8;
+    let (gamma, gain, saturation) = (rng.uniform_in(0.7, 1.6), rng.uniform_in(0.2, 1.1), rng.uniform_in(0.5, 4.0));
+    let tint = [0; 3].map(|_| rng.uniform_in(0.7, 1.3));
+    let curve: [f32; 256] = std::array::from_fn(|level| (level as f32 / 255.0).powf(gamma) * gain);
+    for pixel in pixels.chunks_exact_mut(3) {
+        let lit = [0, 1, 2].map(|c| curve[usize::from(pixel[c])] * tint[c]);
+        let grey = (lit[0] + lit[1] + lit[2]) / 3.0;
+        for (value, lit) in pixel.iter_mut().zip(lit) {
+            *value = ((grey + saturation * (lit - grey)).clamp(0.0, 1.0) * 255.0).round() as u8;
+        }
     }
 }
 

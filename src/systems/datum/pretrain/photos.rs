@@ -9,6 +9,7 @@ use crate::io::images::{self, RgbImage};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 /// Photos with captions.
 #[derive(Debug, Clone)]
@@ -19,7 +20,12 @@ pub struct Photos {
     /// (height, width) that photos are resized to cover.
     size: (usize, usize),
     flip: f32,
+    /// Decoded photos, where all of them fit into memory.
+    cache: Option<Arc<Vec<OnceLock<Example>>>>,
 }
+
+/// Decoded photos are kept up to this many bytes.
+const CACHE_BYTES: usize = 2 << 30;
 
 /// One line of a captions file.
 #[derive(Debug, Deserialize)]
@@ -59,7 +65,11 @@ impl Photos {
             let own = captions.iter().filter(|texts| texts[0] != config.template).count();
             progress.say(&format!("captions: {own} of {} photos have their own", scan.images.len()));
         }
-        Ok(Self { paths: scan.images, captions, size: (config.size.height, config.size.width), flip: config.flip })
+        let size = (config.size.height, config.size.width);
+        // Twice the area: photos cover the size and may be longer.
+        let fits = scan.images.len() * size.0 * size.1 * 3 * 2 <= CACHE_BYTES;
+        let cache = fits.then(|| Arc::new(scan.images.iter().map(|_| OnceLock::new()).collect()));
+        Ok(Self { paths: scan.images, captions, size, flip: config.flip, cache })
     }
 
     /// Number of photos.
@@ -107,6 +117,15 @@ impl Photos {
     }
 
     fn covering(&self, index: usize) -> Result<Example> {
+        let Some(slot) = self.cache.as_ref().map(|cache| &cache[index]) else { return self.decode(index) };
+        if let Some(example) = slot.get() {
+            return Ok(example.clone());
+        }
+        let example = self.decode(index)?;
+        Ok(slot.get_or_init(|| example).clone())
+    }
+
+    fn decode(&self, index: usize) -> Result<Example> {
         let image = images::read_rgb(&self.paths[index])?;
         let scale = (self.size.0 as f64 / image.height as f64).max(self.size.1 as f64 / image.width as f64);
         let cover = |side: usize, least: usize| ((side as f64 * scale).round() as usize).max(least);
