@@ -37,9 +37,9 @@ impl<'a> Plane<'a> {
         Self { sizes, pitch, rows, taps: (0..sizes.area()).map(tap).collect() }
     }
 
-    /// Values of one phase.
+    /// Values of one phase, rounded up.
     fn phase_len(&self) -> usize {
-        self.pitch * self.rows
+        (self.pitch * self.rows).next_multiple_of(LANES)
     }
 
     /// Largest distance inside a phase.
@@ -114,10 +114,11 @@ impl<'a> Plane<'a> {
 }
 
 cpu::vectorised! {
-    /// `out[j] = start + Σ weight · source[j + offset]` over the taps (offset, weight). Lengths are multiples of LANES.
-    fn slide(source: &[f32], taps: &[(usize, f32)], start: f32, out: &mut [f32]) {
+    /// `out[j] += Σ weight · source[j + offset]` over the taps (offset, weight). The length is a multiple of LANES.
+    fn slide(source: &[f32], taps: &[(usize, f32)], out: &mut [f32]) {
         for (block, out) in out.chunks_exact_mut(LANES).enumerate() {
-            let mut sums = [start; LANES];
+            let mut sums = [0f32; LANES];
+            sums.copy_from_slice(out);
             for (offset, weight) in taps {
                 let source = &source[block * LANES + offset..][..LANES];
                 for (sum, x) in sums.iter_mut().zip(source) {
@@ -154,10 +155,11 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
             let channel = i % sizes.out_channels;
             let kernel = &weight[channel * area..(channel + 1) * area];
             let taps: Vec<_> = plane.taps.iter().zip(kernel).map(|(t, w)| (t.0 * plane.phase_len() + t.1, *w)).collect();
-            wide.resize(plane.out_len().max((rows - 1) * step + length), 0.0);
+            wide.clear();
+            wide.resize(plane.out_len().max((rows - 1) * step + length), bias.map_or(0.0, |bias| bias[channel]));
             for row in 0..rows {
                 let at = row * step;
-                slide(&padded[at..], &taps, bias.map_or(0.0, |bias| bias[channel]), &mut wide[at..at + length]);
+                slide(&padded[at..], &taps, &mut wide[at..at + length]);
             }
             for (row, out) in wide.chunks(plane.pitch).zip(out.chunks_exact_mut(sizes.out_width)) {
                 out.copy_from_slice(&row[..out.len()]);
@@ -186,8 +188,8 @@ fn input_gradient(plane: &Plane, weight: &[f32], gradient: &[f32]) -> Vec<f32> {
     let (front, phases) = (plane.reach(), sizes.spec.stride * sizes.spec.stride);
     let mut out = vec![0.0; sizes.batch * sizes.in_channels * sizes.in_plane()];
     out.par_chunks_mut(sizes.in_plane()).enumerate().for_each_init(
-        || (Vec::new(), Vec::new(), Vec::new()),
-        |(wide, phase_sums, padded), (i, out)| {
+        || (Vec::new(), Vec::new()),
+        |(wide, padded), (i, out)| {
             padded.clear();
             padded.resize(phases * plane.phase_len(), 0.0);
             for output in i * multiplier..(i + 1) * multiplier {
@@ -197,11 +199,7 @@ fn input_gradient(plane: &Plane, weight: &[f32], gradient: &[f32]) -> Vec<f32> {
                     // Pixel j of a phase gets what the outputs j − offset took from it.
                     let own = plane.taps.iter().zip(kernel).filter(|(tap, _)| tap.0 == phase);
                     let taps: Vec<_> = own.map(|(tap, w)| (front - tap.1, *w)).collect();
-                    phase_sums.resize(plane.phase_len().next_multiple_of(LANES), 0.0);
-                    slide(wide, &taps, 0.0, phase_sums);
-                    for (target, sum) in target.iter_mut().zip(phase_sums.iter()) {
-                        *target += sum;
-                    }
+                    slide(wide, &taps, target);
                 }
             }
             plane.store(padded, out);
