@@ -2,7 +2,7 @@
 //!
 //! Inside the program an adapter is two tensors `MODULE.lora.down.weight` (r, in) and `MODULE.lora.up.weight` (out, r)
 //! beside the weights of its network, where `MODULE` is the dotted name of the adapted layer. Other file layouts join
-//! [`NAMES`].
+//! `NAMES`.
 
 use crate::base::{Error, Result};
 use crate::io::weights::{self, TensorSource};

@@ -118,7 +118,6 @@ pub fn read(path: &Path) -> Result<(Vec<ImageRecord>, Option<usize>)> {
     Ok((records, (whole < bytes.len()).then_some(bytes.len() - whole)))
 }
 
-
 /// Records, and the length of the lines they fill. A line counts once its line feed is there.
 fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<ImageRecord>, usize)> {
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

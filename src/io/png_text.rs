@@ -24,7 +24,7 @@ pub fn write(path: &Path, pixels: &[u8], facts: &GenerationFacts, sampler: &str)
     super::atomic::write(path, &bytes)
 }
 
-/// The facts that [`write`] stored in a picture; `None` for a picture from elsewhere.
+/// The facts that [`write()`] stored in a picture; `None` for a picture from elsewhere.
 ///
 /// # Errors
 /// A file that is not a PNG picture, or facts that do not parse.

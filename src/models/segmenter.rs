@@ -7,7 +7,7 @@ use super::efficientnet::EfficientNetLite0;
 use super::mit::{Mit, MitSize};
 use super::segformer_head::SegformerHead;
 use super::{efficientnet, mit};
-use crate::base::{suggest, Error, Result};
+use crate::base::{Error, Result, suggest};
 use crate::io::weights::{self, TensorSource};
 use crate::nn::{Builder, ParamStore, Pass};
 use candle_core::{Result as TensorResult, Tensor};

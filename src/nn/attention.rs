@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
-/// Scores held by one thread (1 MB: the second-level cache); bounds the queries of a block.
+/// Scores held by one thread (1 MB: the second-level cache); bounds the queries of a block, except for wide heads.
 const BLOCK_SCORES: usize = 256 * 1024;
 
 /// The backward pass is cut into at least this many independent parts when there are fewer heads.
@@ -82,9 +82,9 @@ impl<'a> Heads<'a> {
         }
     }
 
-    /// Queries per block.
+    /// Queries per block. Every block reads all keys and values again, so wide heads take longer blocks.
     fn block_len(&self) -> usize {
-        (BLOCK_SCORES / self.keys).clamp(16, 256)
+        (BLOCK_SCORES / self.keys).clamp((self.dim / 2).clamp(16, 256), 256)
     }
 
     /// Keys the queries of a block can see.

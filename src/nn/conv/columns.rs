@@ -95,7 +95,7 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
         }),
         None => vec![0.0; sizes.batch * sizes.out_channels * plane],
     };
-    let compute = |piece: (usize, usize), out: &mut [f32], buffer: &mut Vec<f32>| {
+    let compute = |piece: (usize, usize), out: &mut [f32], buffer: &mut [f32]| {
         let xs = &xs[job.input_start(piece)..];
         let kernel = Matrix::rows(&weight[job.weight_start(piece)..], depth);
         for tile in &tiles {
@@ -112,7 +112,12 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
 
 /// Runs `work` for every item. [`Threads::One`]: one thread an item, each thread with a buffer of its own; [`Threads::All`]:
 /// one item after the other.
-fn for_each<T: Send, B: Send>(threads: Threads, items: Vec<T>, buffer: impl Fn() -> B + Sync + Send, work: impl Fn(T, &mut B) + Sync) {
+fn for_each<T: Send, B: Send>(
+    threads: Threads,
+    items: Vec<T>,
+    buffer: impl Fn() -> B + Sync + Send,
+    work: impl Fn(T, &mut B) + Sync,
+) {
     match threads {
         Threads::One => items.into_par_iter().for_each_init(buffer, |buffer, item| work(item, buffer)),
         Threads::All => {
@@ -143,9 +148,14 @@ pub fn backward(
     match job.threads {
         Threads::One => {
             let items: Vec<_> = job.pieces().map(|piece| (piece, targets_x.next(), targets_w.next())).collect();
-            for_each(job.threads, items, || job.buffer(&tiles), |(piece, for_xs, for_weight), buffer| {
-                images.backward(piece, for_xs, for_weight, buffer);
-            });
+            for_each(
+                job.threads,
+                items,
+                || job.buffer(&tiles),
+                |(piece, for_xs, for_weight), buffer| {
+                    images.backward(piece, for_xs, for_weight, buffer);
+                },
+            );
         }
         Threads::All => {
             let mut buffer = job.buffer(&tiles);
@@ -183,7 +193,7 @@ impl Images<'_> {
         piece: (usize, usize),
         mut for_xs: Option<&mut [f32]>,
         mut for_weight: Option<&mut [f32]>,
-        buffer: &mut Vec<f32>,
+        buffer: &mut [f32],
     ) {
         let (job, sizes) = (self.job, self.job.sizes);
         let (plane, depth) = (sizes.out_plane(), job.depth());
@@ -215,12 +225,17 @@ fn columns_of<'a>(job: &Job, xs: &'a [f32], tile: &Range<usize>, buffer: &'a mut
     }
     let buffer = &mut buffer[..job.depth() * count];
     let channels: Vec<_> = buffer.chunks_mut(sizes.area() * count).enumerate().collect();
-    for_each(job.inner(), channels, || (), |(channel, rows), ()| {
-        let plane = &xs[channel * sizes.in_plane()..][..sizes.in_plane()];
-        for (tap, row) in rows.chunks_exact_mut(count).enumerate() {
-            copy_tap(sizes, plane, tap, tile, row);
-        }
-    });
+    for_each(
+        job.inner(),
+        channels,
+        || (),
+        |(channel, rows), ()| {
+            let plane = &xs[channel * sizes.in_plane()..][..sizes.in_plane()];
+            for (tap, row) in rows.chunks_exact_mut(count).enumerate() {
+                copy_tap(sizes, plane, tap, tile, row);
+            }
+        },
+    );
     Matrix::rows(buffer, count)
 }
 
@@ -260,12 +275,17 @@ fn add_columns(job: &Job, columns: &[f32], tile: &Range<usize>, out: &mut [f32])
     let sizes = job.sizes;
     let count = tile.len() * sizes.out_width;
     let channels: Vec<_> = out.chunks_mut(sizes.in_plane()).enumerate().collect();
-    for_each(job.inner(), channels, || (), |(channel, plane), ()| {
-        let rows = &columns[channel * sizes.area() * count..][..sizes.area() * count];
-        for (tap, row) in rows.chunks_exact(count).enumerate() {
-            add_tap(sizes, row, tap, tile, plane);
-        }
-    });
+    for_each(
+        job.inner(),
+        channels,
+        || (),
+        |(channel, plane), ()| {
+            let rows = &columns[channel * sizes.area() * count..][..sizes.area() * count];
+            for (tap, row) in rows.chunks_exact(count).enumerate() {
+                add_tap(sizes, row, tap, tile, plane);
+            }
+        },
+    );
 }
 
 fn add_tap(sizes: &Sizes, row: &[f32], tap: usize, tile: &Range<usize>, plane: &mut [f32]) {

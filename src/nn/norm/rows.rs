@@ -4,7 +4,7 @@ use crate::nn::activation::{silu_slope, silu_value};
 use crate::nn::cpu::{self, CHUNK, Gradients3, vectorised};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-/// Mean and 1/√(variance + eps) of a row, in two passes: E[x²] − E[x]² would cancel.
+/// Mean and 1/√(variance + eps) of a row, in two passes: the mean of squares minus the squared mean would cancel.
 #[inline(always)]
 fn statistics(row: &[f32], eps: f64) -> (f32, f32) {
     let count = row.len() as f64;

@@ -123,7 +123,8 @@ impl<'a> Job<'a> {
             "" => Vec::new(),
             folder => images::scan(Path::new(folder))?.images,
         };
-        if !initial.is_empty() && !(config.strength > 0.0 && config.strength <= 1.0) {
+        let possible = config.strength > 0.0 && config.strength <= 1.0;
+        if !initial.is_empty() && !possible {
             return Err(Error::Usage(format!("strength {}: expected a value above 0 and up to 1", config.strength)));
         }
         Ok(Self {

@@ -1,6 +1,6 @@
 //! `datum adapt`: trains a segmenter on labelled source and unlabelled (pseudo-)target images.
 //!
-//! [`batches`] prepares what one step sees, [`training`] runs the step of the self-training engine under the optimiser.
+//! `batches` prepares what one step sees, `training` runs the step of the self-training engine under the optimiser.
 
 mod batches;
 mod training;

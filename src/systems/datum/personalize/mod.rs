@@ -1,6 +1,6 @@
 //! `datum personalize`: teaches a text-to-image model the look of one photo.
 //!
-//! [`dreambooth`] is the training; [`class_images`] makes the pictures of prior preservation.
+//! `dreambooth` is the training; `class_images` makes the pictures of prior preservation.
 
 mod class_images;
 mod dreambooth;

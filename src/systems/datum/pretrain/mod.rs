@@ -1,7 +1,7 @@
 //! `datum pretrain`: a small Stable Diffusion of one's own, from unlabelled photos.
 //!
-//! Two stages: the autoencoder learns to compress photos ([`autoencoder`]), then the U-Net and text encoder learn to denoise
-//! its latents ([`denoiser`]). The result is a diffusers folder that every other verb takes as `--base`.
+//! Two stages: the autoencoder learns to compress photos (`autoencoder`), then the U-Net and text encoder learn to denoise
+//! its latents (`denoiser`). The result is a diffusers folder that every other verb takes as `--base`.
 
 mod autoencoder;
 mod denoiser;
@@ -29,7 +29,7 @@ pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progr
     let photos = Photos::open(config, progress)?;
     let mut model = start(config, &photos)?;
     let factor = model.vae_config.downsampling();
-    if config.size.height % factor != 0 || config.size.width % factor != 0 {
+    if !config.size.height.is_multiple_of(factor) || !config.size.width.is_multiple_of(factor) {
         return Err(Error::Usage(format!(
             "size {}x{} is no multiple of {factor}, the autoencoder's reduction",
             config.size.height, config.size.width
