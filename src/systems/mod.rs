@@ -1,4 +1,3 @@
 //! What users run: compositions of the parts in the folders below. No system knows another.
 
 pub mod datum;
-pub mod stage;

@@ -11,5 +11,6 @@ pub mod guard;
 pub mod optim;
 pub mod run_dir;
 pub mod schedule;
+pub mod stage;
 
 pub use gradients::Gradients;

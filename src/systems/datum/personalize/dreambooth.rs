@@ -14,13 +14,13 @@ use crate::io::atomic;
 use crate::io::images::{self, RgbImage};
 use crate::models::stable_diffusion::{TextEncoder, UNet, Vae};
 use crate::nn::{AdapterPlan, Builder, ParamStore};
-use crate::systems::stage::Resumable;
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::Schedule;
+use crate::train::stage::Resumable;
 use candle_core::Tensor;
 use std::path::{Path, PathBuf};
 

@@ -12,9 +12,9 @@ use crate::base::{Error, Result};
 use crate::data::resize::antialiased;
 use crate::diffusion::model::Model;
 use crate::io::images::{self, RgbImage};
-use crate::systems::stage::Stage;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
+use crate::train::stage::Stage;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

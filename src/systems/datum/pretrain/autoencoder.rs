@@ -8,13 +8,13 @@ use crate::diffusion::model::Model;
 use crate::diffusion::text_to_image::to_tensor;
 use crate::models::stable_diffusion::Vae;
 use crate::nn::Builder;
-use crate::systems::stage::Resumable;
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::{Schedule, Shape};
+use crate::train::stage::Resumable;
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Photos that the latents' scale is measured on.

@@ -1,10 +1,10 @@
 //! One training stage of a run: resume, checkpoints, metrics and progress around a [`Training`].
 
+use super::checkpoint::{Checkpoint, Checkpointer, Resume};
+use super::driver::{Driver, Training};
+use super::run_dir::{MetricsLog, RunDir};
 use crate::base::Result;
 use crate::base::progress::Progress;
-use crate::train::checkpoint::{Checkpoint, Checkpointer, Resume};
-use crate::train::driver::{Driver, Training};
-use crate::train::run_dir::{MetricsLog, RunDir};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
