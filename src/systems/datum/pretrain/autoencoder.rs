@@ -49,21 +49,6 @@ impl<'a> Autoencoder<'a> {
         })
     }
 
-    /// Makes the first layer of a new autoencoder see colours as clearly as brightness: its filters look at brightness, red
-    /// against green and blue against green in turn, the latter amplified. Photos of streets are nearly grey; with ordinary
-    /// initial weights colour is a hundredth of the signal's power and stays unlearned for thousands of steps.
-    pub fn see_colours(model: &Model) -> Result<()> {
-        const VIEWS: [[f32; 3]; 3] = [[0.58, 0.58, 0.58], [6.0, -6.0, 0.0], [0.0, -6.0, 6.0]];
-        let Some(weight) = model.vae.get("encoder.conv_in.weight") else { return Ok(()) };
-        let (filters, _, height, width) = weight.dims4()?;
-        // One spatial pattern a filter (that of its first channel), the same for all channels up to the view's factor.
-        let patterns = weight.as_detached_tensor().narrow(1, 0, 1)?.contiguous()?;
-        let views: Vec<f32> = (0..filters).flat_map(|filter| VIEWS[filter % 3]).collect();
-        let views = Tensor::from_vec(views, (filters, 3, 1, 1), weight.device())?;
-        let views = views.broadcast_as((filters, 3, height, width))?.contiguous()?;
-        Ok(weight.set(&patterns.broadcast_mul(&views)?)?)
-    }
-
     fn batch(&mut self, step: u64) -> Result<Tensor> {
         let batches = match &mut self.batches {
             Some(batches) => batches,

@@ -75,9 +75,7 @@ fn start(config: &PretrainConfig, photos: &Photos) -> Result<Model> {
     }
     let tokenizer = Tokenizer::train(&photos.vocabulary(), config.unet.vocabulary, config.unet.text_length)?;
     let configs = (unet_config(&config.unet, config), vae_config(&config.vae, config), text_config(&config.unet, &tokenizer));
-    let model = Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)?;
-    autoencoder::Autoencoder::see_colours(&model)?;
-    Ok(model)
+    Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)
 }
 
 fn unet_config(unet: &UnetTraining, config: &PretrainConfig) -> UNetConfig {
