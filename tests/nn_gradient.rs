@@ -250,3 +250,49 @@ fn wrong_shapes_are_errors() {
     assert!(nn::mse(&zeros(&[2]), &zeros(&[3])).is_err());
     assert!(nn::geglu(&zeros(&[2, 3])).is_err());
 }
+
+/// One wide head over many tokens, as in the autoencoder: several blocks, each longer than those of narrow heads.
+#[test]
+fn wide_heads_equal_the_plain_formula() {
+    let (tokens, dim, scale) = (150, 512, 0.044);
+    let draw = |name: &str| {
+        let values = Rng::stream(0, name, &[]).normal_tensor(&[1, 1, tokens, dim], &Device::Cpu).unwrap();
+        Var::from_tensor(&values).unwrap()
+    };
+    let (q, k, v, weights) = (draw("q"), draw("k"), draw("v"), draw("weights"));
+    let run = |out: Tensor| {
+        let gradients = (&out * weights.as_detached_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+        let mut all = vec![out];
+        all.extend([&q, &k, &v].map(|var| gradients.get(var).unwrap().clone()));
+        all
+    };
+    let scores = (q.matmul(&k.t().unwrap()).unwrap() * scale).unwrap();
+    let plain = run(nn::softmax(&scores).unwrap().matmul(&v).unwrap());
+    let tiled = run(nn::attention(&q, &k, &v, scale as f32, false).unwrap());
+    for (ours, expected) in tiled.iter().zip(&plain) {
+        let largest = values(expected).iter().fold(0f32, |a, b| a.max(b.abs()));
+        let error = values(&(ours - expected).unwrap()).iter().fold(0f32, |a, b| a.max(b.abs()));
+        assert!(error <= 1e-5 * largest, "{error} of {largest}");
+    }
+}
+
+/// Small weights: a thread an image with partial weight gradients. Large ones: all threads on one image. Same numbers.
+#[test]
+fn convolutions_of_large_weights_equal_their_items() {
+    let spec = ConvSpec { padding: 1, ..ConvSpec::default() };
+    let draw = |name: &str, shape: &[usize]| {
+        Var::from_tensor(&Rng::stream(0, name, &[]).normal_tensor(shape, &Device::Cpu).unwrap()).unwrap()
+    };
+    // Two images share 2 · 16 Mi weights' worth of partial gradients, more than is kept apart.
+    let (xs, weight) = (draw("xs", &[2, 1024, 3, 3]), draw("w", &[1024, 1024, 3, 3]));
+    let gradient = |xs: &Tensor| {
+        let store = nn::conv2d(xs, &weight, None, spec).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        store.get(&weight).unwrap().clone()
+    };
+    let both = gradient(&xs);
+    let items: Vec<Tensor> = (0..2).map(|i| gradient(&xs.narrow(0, i, 1).unwrap().contiguous().unwrap())).collect();
+    let sum = (&items[0] + &items[1]).unwrap();
+    let largest = both.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    let error = (both - sum).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(error <= 1e-5 * largest, "{error} of {largest}");
+}
