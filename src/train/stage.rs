@@ -4,6 +4,7 @@ use super::checkpoint::{Checkpoint, Checkpointer, Resume};
 use super::driver::{Driver, Training};
 use super::run_dir::{MetricsLog, RunDir};
 use crate::base::Result;
+use crate::base::metrics::Sink;
 use crate::base::progress::Progress;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -35,6 +36,8 @@ pub struct Stage<'a> {
     pub resume: Option<&'a Resume>,
     /// What a person sees.
     pub progress: &'a dyn Progress,
+    /// Opens further places that the numbers of each step go to, for a run that goes on after so many steps.
+    pub sinks: &'a dyn Fn(u64) -> Result<Vec<Box<dyn Sink>>>,
 }
 
 impl Stage<'_> {
@@ -66,8 +69,12 @@ impl Stage<'_> {
         }
         let name = if self.folder.is_empty() { "metrics.jsonl".into() } else { format!("metrics-{}.jsonl", self.folder) };
         let mut metrics = MetricsLog::open(&self.run.path().join(name), done)?;
+        let mut others = (self.sinks)(done)?;
         let mut driver = Driver::new(self.name, &checkpointer, self.checkpointing_steps, self.progress);
         driver.sinks.push(&mut metrics);
+        for sink in &mut others {
+            driver.sinks.push(sink.as_mut());
+        }
         self.run.timed(self.name, || driver.run(done..self.steps, training))
     }
 }

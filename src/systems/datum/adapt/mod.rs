@@ -10,6 +10,7 @@ use super::segmenter_file::{self, Segmenter as SegmenterFile};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Search};
+use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
@@ -52,6 +53,7 @@ pub fn run(
         identity: identity(config)?,
         resume,
         progress,
+        sinks: &tensorboard::sinks(run.path().into()),
     };
     stage.train(&mut training)?;
     let file = run.path().join(segmenter_file::FILE);

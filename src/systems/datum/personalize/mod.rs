@@ -12,6 +12,7 @@ use crate::base::{Error, Result};
 use crate::data::resize::antialiased;
 use crate::diffusion::model::Model;
 use crate::io::images::{self, RgbImage};
+use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
@@ -48,6 +49,7 @@ pub fn run(
         identity: identity(&config)?,
         resume,
         progress,
+        sinks: &tensorboard::sinks(run.path().into()),
     };
     let mut training = dreambooth::DreamBooth::new(&model, &config, photos, class_images, run.path(), &folder)?;
     stage.train(&mut training)?;

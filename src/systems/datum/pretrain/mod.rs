@@ -8,12 +8,14 @@ mod denoiser;
 mod photos;
 
 use super::config::{PretrainConfig, UnetTraining, VaeTraining};
+use crate::base::metrics::Sink;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::diffusion::model::Model;
 use crate::io::tokenizer::Tokenizer;
 use crate::models::stable_diffusion::config::{DownBlock, PerLevel, UpBlock};
 use crate::models::stable_diffusion::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
+use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
@@ -36,11 +38,14 @@ pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progr
         )));
     }
     if config.base == "scratch" {
-        let stage = stage(config, run, "autoencoder", "vae", config.vae.steps, resume, progress)?;
+        let events = tensorboard::sinks(run.path().join("events-vae"));
+        let stage =
+            Stage { name: "autoencoder", steps: config.vae.steps, ..stage(config, run, "vae", resume, progress, &events)? };
         stage.train(&mut autoencoder::Autoencoder::new(&model, &photos, config)?)?;
         model.vae_config.scaling_factor = autoencoder::scaling_factor(&model, &photos, config.seed)?;
     }
-    let stage = stage(config, run, "denoiser", "unet", config.unet.steps, resume, progress)?;
+    let events = tensorboard::sinks(run.path().join("events-unet"));
+    let stage = Stage { name: "denoiser", steps: config.unet.steps, ..stage(config, run, "unet", resume, progress, &events)? };
     let mut denoiser = denoiser::Denoiser::new(&model, &photos, config)?;
     stage.train(&mut denoiser)?;
     denoiser.finish()?;
@@ -50,14 +55,14 @@ pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progr
     Ok(folder)
 }
 
+/// What both stages share.
 fn stage<'a>(
     config: &PretrainConfig,
     run: &'a RunDir,
-    name: &'a str,
     folder: &'a str,
-    steps: u64,
     resume: Option<&'a Resume>,
     progress: &'a dyn Progress,
+    sinks: &'a dyn Fn(u64) -> Result<Vec<Box<dyn Sink>>>,
 ) -> Result<Stage<'a>> {
     let whole = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))?;
     let mut identity: BTreeMap<String, serde_json::Value> = BTreeMap::new();
@@ -65,7 +70,7 @@ fn stage<'a>(
         identity.insert(key.into(), whole[key].clone());
     }
     let checkpointing_steps = config.checkpointing_steps;
-    Ok(Stage { run, name, folder, steps, checkpointing_steps, keep: 1, identity, resume, progress })
+    Ok(Stage { run, name: folder, folder, steps: 0, checkpointing_steps, keep: 1, identity, resume, progress, sinks })
 }
 
 /// The model before training.
