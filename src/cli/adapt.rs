@@ -67,10 +67,12 @@ pub fn run(args: AdaptArgs) -> Result<()> {
     if config.source.is_empty() {
         return Err(Error::Usage("adapt needs a labelled data set\n  next: add `--source NAME=ROOT`".into()));
     }
+    config.validate()?;
     let progress = args.display.progress();
-    let run = settings::run_folder("adapt", &settings::stem(&config.source), &args.run, args.resume.resume.as_ref())?;
-    settings::record(&run, &resolved, &[&config.encoder_weights])?;
-    let file = adapt::run(config, &run, args.resume.resume.as_ref(), &settings::search(), &progress)?;
+    let resume = args.resume.resume.as_ref();
+    let run = settings::run_folder("adapt", &settings::stem(&config.source), &args.run, resume)?;
+    let work = || adapt::run(config, &run, resume, &settings::search(), &progress);
+    let file = settings::recorded(&run, &resolved, &[&config.encoder_weights], resume, work)?;
     let result = json!({ "segmenter": file, "run": run.path() });
     args.display.result(&result, || format!("{}", file.display()))
 }

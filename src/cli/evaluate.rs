@@ -40,7 +40,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "MIOU")]
     fail_under: Option<f64>,
     /// Write a colour overlay of every photo to this folder
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
     overlays: Option<PathBuf>,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -59,6 +59,9 @@ enum InferenceChoice {
 /// Runs the verb.
 pub fn run(args: EvaluateArgs) -> Result<()> {
     args.compute.apply()?;
+    if args.fail_under.is_some_and(|least| !(0.0..=1.0).contains(&least)) {
+        return Err(Error::Usage("--fail-under: expected a mIoU from 0 to 1, e.g. 0.5 for 50 %".into()));
+    }
     let progress = args.display.progress();
     let dataset = Dataset::open(&args.dataset, &settings::search())?;
     let split = args.split.as_deref().or_else(|| dataset.first_split(&["val"]));

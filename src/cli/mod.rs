@@ -14,6 +14,7 @@ mod settings;
 
 use crate::base::Result;
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Adapt a semantic segmenter to a place nobody labelled, from one photo of it
@@ -51,7 +52,8 @@ pub fn datum() -> ExitCode {
     match run(cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // With nowhere left to say it, the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(error.exit_code())
         }
     }

@@ -108,11 +108,13 @@ pub fn run(args: PersonalizeArgs) -> Result<()> {
         .images
         .first()
         .ok_or_else(|| Error::Usage("personalize needs a photo of the target\n  next: `datum personalize target.png`".into()))?;
+    config.validate()?;
     let progress = args.display.progress();
-    let run = settings::run_folder("personalize", &settings::stem(first), &args.run, args.resume.resume.as_ref())?;
+    let resume = args.resume.resume.as_ref();
+    let run = settings::run_folder("personalize", &settings::stem(first), &args.run, resume)?;
     let inputs: Vec<&str> = config.images.iter().map(String::as_str).collect();
-    settings::record(&run, &resolved, &inputs)?;
-    let folder = personalize::run(config, &run, args.resume.resume.as_ref(), &settings::places(), &progress)?;
+    let work = || personalize::run(config, &run, resume, &settings::places(), &progress);
+    let folder = settings::recorded(&run, &resolved, &inputs, resume, work)?;
     let result = json!({ "model": folder, "run": run.path() });
     args.display.result(&result, || format!("{}", folder.display()))
 }

@@ -2,7 +2,7 @@
 
 use super::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
 use super::settings;
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::systems::datum::config::PretrainConfig;
 use crate::systems::datum::pretrain;
 use clap::Args;
@@ -47,10 +47,15 @@ pub fn run(args: PretrainArgs) -> Result<()> {
     args.compute.apply()?;
     let resolved = settings::resolve::<PretrainConfig>("pretrain", &args.run, &args.flags)?;
     let config = &resolved.settings;
+    if config.images.is_empty() {
+        return Err(Error::Usage("pretrain needs photos\n  next: add `--images FOLDER`".into()));
+    }
+    config.validate()?;
     let progress = args.display.progress();
-    let run = settings::run_folder("pretrain", &settings::stem(&config.images), &args.run, args.resume.resume.as_ref())?;
-    settings::record(&run, &resolved, &[&config.captions])?;
-    let folder = pretrain::run(config, &run, args.resume.resume.as_ref(), &progress)?;
+    let resume = args.resume.resume.as_ref();
+    let run = settings::run_folder("pretrain", &settings::stem(&config.images), &args.run, resume)?;
+    let work = || pretrain::run(config, &run, resume, &progress);
+    let folder = settings::recorded(&run, &resolved, &[&config.captions], resume, work)?;
     let result = json!({ "model": folder, "run": run.path() });
     args.display.result(&result, || format!("{}", folder.display()))
 }

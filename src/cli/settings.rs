@@ -76,6 +76,26 @@ fn run_of(path: &Path) -> PathBuf {
     }
 }
 
+/// Does the work of a training run with `recipe.toml` and `environment.json` in its folder. A resumed run keeps the ones it
+/// has until the work accepted the settings.
+pub fn recorded<T: Serialize, R>(
+    run: &RunDir,
+    resolved: &Resolved<T>,
+    inputs: &[&str],
+    resume: Option<&Resume>,
+    work: impl FnOnce() -> Result<R>,
+) -> Result<R> {
+    if resume.is_none() {
+        record(run, resolved, inputs)?;
+        return work();
+    }
+    let result = work();
+    if matches!(result, Ok(_) | Err(Error::Interrupted { .. })) {
+        record(run, resolved, inputs)?;
+    }
+    result
+}
+
 /// Writes `recipe.toml` and `environment.json`; `inputs` are files whose hashes are recorded.
 pub fn record<T: Serialize>(run: &RunDir, resolved: &Resolved<T>, inputs: &[&str]) -> Result<()> {
     run.write_recipe(&resolved.to_toml()?)?;

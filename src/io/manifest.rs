@@ -31,6 +31,9 @@ pub struct GenerationFacts {
     pub width: usize,
     /// Hash of the model's weights, adapters included, in hex.
     pub model_hash: String,
+    /// What took the place of noise from the seed: hashes of given latents and of the initial photo; empty for nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub start: String,
 }
 
 /// One line of the manifest.
@@ -94,6 +97,26 @@ impl Manifest {
         (hash::file(&file).ok()? == record.blake3).then_some(record)
     }
 
+    /// Leaves out the records that `keep` refuses; the file is replaced in one piece.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the old file is whole then.
+    pub fn retain(&mut self, keep: impl Fn(&ImageRecord) -> bool) -> Result<()> {
+        let failed = |e: std::io::Error| Error::io(&self.path, e);
+        if self.records.iter().all(&keep) {
+            return Ok(());
+        }
+        self.records.retain(keep);
+        let mut lines = Vec::new();
+        for record in &self.records {
+            serde_json::to_writer(&mut lines, record).map_err(|e| failed(e.into()))?;
+            lines.push(b'\n');
+        }
+        super::atomic::write(&self.path, &lines)?;
+        self.file = OpenOptions::new().append(true).open(&self.path).map_err(failed)?;
+        Ok(())
+    }
+
     /// Appends one record and hands it to the system in one piece.
     ///
     /// # Errors
@@ -150,6 +173,7 @@ pub(crate) mod tests {
             height: 512,
             width: 768,
             model_hash: "ab12".into(),
+            start: String::new(),
         }
     }
 
@@ -198,6 +222,12 @@ pub(crate) mod tests {
         std::fs::write(&image, b"one").unwrap();
         manifest.append(record(0, &hash::file(&image).unwrap())).unwrap();
         assert!(manifest.intact(0).is_some() && manifest.intact(1).is_none());
+        manifest.append(record(1, "00")).unwrap();
+        manifest.retain(|record| record.facts.index == 0).unwrap();
+        manifest.append(record(2, "00")).unwrap();
+        let indices = |records: &[ImageRecord]| records.iter().map(|r| r.facts.index).collect::<Vec<_>>();
+        assert_eq!(indices(&read(&dir.path().join("manifest.jsonl")).unwrap().0), [0, 2]);
+        assert_eq!(indices(manifest.records()), [0, 2]);
         std::fs::write(&image, b"two").unwrap();
         assert!(manifest.intact(0).is_none());
     }

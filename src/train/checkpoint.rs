@@ -15,7 +15,7 @@ use crate::io::{atomic, hash, weights};
 use candle_core::Tensor;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -167,13 +167,15 @@ impl Checkpointer {
 
     /// Compares the identities.
     fn accept(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
-        let theirs = &checkpoint.manifest.identity;
+        let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
+        flatten("", &json!(self.identity), &mut ours);
+        flatten("", &json!(checkpoint.manifest.identity), &mut theirs);
         let show = |value: Option<&Value>| value.map_or("nothing".into(), Value::to_string);
-        let names: std::collections::BTreeSet<&String> = self.identity.keys().chain(theirs.keys()).collect();
+        let names: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
         let differences: Vec<String> = names
             .into_iter()
-            .filter(|name| self.identity.get(*name) != theirs.get(*name))
-            .map(|name| format!("`{name}` was {}, now {}", show(theirs.get(name)), show(self.identity.get(name))))
+            .filter(|name| ours.get(*name) != theirs.get(*name))
+            .map(|name| format!("`{name}` was {}, now {}", show(theirs.get(name)), show(ours.get(name))))
             .collect();
         if differences.is_empty() {
             return Ok(checkpoint);
@@ -340,4 +342,15 @@ fn publish(temporary: tempfile::TempDir, target: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     fs::File::open(parent)?.sync_all()?;
     Ok(())
+}
+
+/// The leaves of `value` by dotted key.
+fn flatten(key: &str, value: &Value, into: &mut BTreeMap<String, Value>) {
+    let Value::Object(table) = value else {
+        into.insert(key.into(), value.clone());
+        return;
+    };
+    for (name, value) in table {
+        flatten(&if key.is_empty() { name.clone() } else { format!("{key}.{name}") }, value, into);
+    }
 }

@@ -22,6 +22,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 const LOCK_FILE: &str = ".lock";
 const RECIPE_FILE: &str = "recipe.toml";
+const ENVIRONMENT_FILE: &str = "environment.json";
 
 /// A run folder held by this process. The lock ends with the value.
 #[derive(Debug)]
@@ -56,7 +57,8 @@ impl RunDir {
         }
     }
 
-    /// Makes `output`, or else the next free `ROOT/DATE_LABEL_N`.
+    /// Makes `output`, or else the next free `ROOT/DATE_LABEL_N`. A run that ended before it did anything, such as one with a
+    /// wrong path, may be started again in the same folder.
     ///
     /// # Errors
     /// `output` exists and is not empty.
@@ -65,7 +67,7 @@ impl RunDir {
         fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         let run = Self::lock(output)?;
         let mut entries = fs::read_dir(output).map_err(|e| Error::io(output, e))?.filter_map(|entry| entry.ok());
-        if entries.any(|entry| entry.file_name() != LOCK_FILE) {
+        if entries.any(|entry| ![LOCK_FILE, RECIPE_FILE, ENVIRONMENT_FILE].iter().any(|name| entry.file_name() == *name)) {
             return Err(Error::Usage(format!(
                 "`--output` {} is not empty\n  next: choose another folder, or add `--resume latest` to go on with the run in it",
                 output.display()
@@ -102,11 +104,16 @@ impl RunDir {
 
     /// The newest run under `root` whose label is `verb` or starts with `VERB_`.
     pub fn newest(root: &Path, verb: &str) -> Option<PathBuf> {
+        Self::newest_of(root, verb, |_| true)
+    }
+
+    /// The newest such run that `wanted` accepts.
+    pub fn newest_of(root: &Path, verb: &str, wanted: impl Fn(&Path) -> bool) -> Option<PathBuf> {
         let prefix = format!("{}_", file_safe(verb));
         let candidate = |path: PathBuf| {
             let (date, label) = path.file_name()?.to_str()?.split_once('_')?;
             let written = fs::metadata(path.join(RECIPE_FILE)).ok()?.modified().ok()?;
-            label.starts_with(&prefix).then(|| (date.to_string(), written, path.clone()))
+            (label.starts_with(&prefix) && wanted(&path)).then(|| (date.to_string(), written, path.clone()))
         };
         fs::read_dir(root).ok()?.filter_map(|entry| candidate(entry.ok()?.path())).max().map(|(_, _, path)| path)
     }
@@ -151,7 +158,7 @@ impl RunDir {
             "device": "cpu",
             "inputs": inputs,
         });
-        atomic::write(&self.path.join("environment.json"), format!("{facts:#}\n").as_bytes())
+        atomic::write(&self.path.join(ENVIRONMENT_FILE), format!("{facts:#}\n").as_bytes())
     }
 
     /// Opens `metrics.jsonl` for a run that goes on after `done` steps (0 for a new run).

@@ -116,18 +116,25 @@ pub fn open(model: &str, loras: &[String], places: &Places, progress: &dyn Progr
 fn merge(model: &Model, file: &Path, scale: f64) -> Result<()> {
     let lora = Lora::read(file)?;
     for (component, store) in [(Component::Unet, &model.unet), (Component::TextEncoder, &model.text)] {
+        let adapted = |name: &str| {
+            name.strip_suffix(".weight").is_some_and(|module| lora.pairs.contains_key(&(component, module.to_string())))
+        };
         let mut tensors = store.tensors();
         lora.merge(component, &mut tensors, scale)?;
-        store.load(&tensors)?;
+        // The others are the store's own and cannot be written onto themselves.
+        tensors.retain(|name, _| adapted(name));
+        store.select(adapted).load(&tensors)?;
     }
     Ok(())
 }
 
+/// The newest personalised run that was finished.
 fn newest(runs: &Path, progress: &dyn Progress) -> Result<PathBuf> {
-    let run = RunDir::newest(runs, "personalize").ok_or_else(|| {
+    let finished = |run: &Path| run.join(MODEL_FOLDER).join("model_index.json").is_file() || run.join(BASE_FILE).is_file();
+    let run = RunDir::newest_of(runs, "personalize", finished).ok_or_else(|| {
         Error::data(
             runs,
-            "a run of `datum personalize`",
+            "a finished run of `datum personalize`",
             "none",
             "personalise a model first (`datum personalize target.png`), or name a model with `--model`",
         )

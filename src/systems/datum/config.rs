@@ -1,5 +1,6 @@
 //! Every value of the DATUM stages with its default. Field names are the keys of recipes and of `--set`.
 
+use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Image size in pixels.
@@ -9,6 +10,14 @@ pub struct Size {
     pub height: usize,
     /// Columns.
     pub width: usize,
+}
+
+/// Counts and sizes that nothing can be done with when they are 0.
+fn positive(values: &[(&str, usize)]) -> Result<()> {
+    match values.iter().find(|(_, value)| *value == 0) {
+        Some((name, _)) => Err(Error::Usage(format!("`{name}` is 0\n  next: give a value of at least 1"))),
+        None => Ok(()),
+    }
 }
 
 /// `datum pretrain`: a small text-to-image model from photos.
@@ -35,6 +44,21 @@ pub struct PretrainConfig {
     pub unet: UnetTraining,
     /// Full training state every so many steps.
     pub checkpointing_steps: u64,
+}
+
+impl PretrainConfig {
+    /// # Errors
+    /// Counts and sizes of 0.
+    pub fn validate(&self) -> Result<()> {
+        positive(&[
+            ("size.height", self.size.height),
+            ("size.width", self.size.width),
+            ("vae.latent_channels", self.vae.latent_channels),
+            ("vae.crop", self.vae.crop),
+            ("vae.batch_size", self.vae.batch_size),
+            ("unet.batch_size", self.unet.batch_size),
+        ])
+    }
 }
 
 /// Architecture and training of the autoencoder.
@@ -216,6 +240,20 @@ pub struct PersonalizeConfig {
     pub seed: u64,
 }
 
+impl PersonalizeConfig {
+    /// # Errors
+    /// Counts and sizes of 0.
+    pub fn validate(&self) -> Result<()> {
+        positive(&[
+            ("rank", self.rank),
+            ("train_batch_size", self.train_batch_size),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("crop_size", self.crop_size),
+        ])?;
+        if self.with_prior_preservation { positive(&[("num_class_images", self.num_class_images)]) } else { Ok(()) }
+    }
+}
+
 /// What `personalize` trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -381,6 +419,19 @@ pub struct AdaptConfig {
     pub seed: u64,
     /// Threads that prepare batches.
     pub workers: usize,
+}
+
+impl AdaptConfig {
+    /// # Errors
+    /// Counts and sizes of 0.
+    pub fn validate(&self) -> Result<()> {
+        positive(&[
+            ("iterations", self.iterations as usize),
+            ("batch_size", self.batch_size),
+            ("crop.height", self.crop.height),
+            ("crop.width", self.crop.width),
+        ])
+    }
 }
 
 /// How a segmenter is adapted.

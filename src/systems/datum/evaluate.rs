@@ -10,6 +10,7 @@ use crate::labels::{Classes, IdMap};
 use crate::models::segmenter::Segmenter as _;
 use crate::nn::Pass;
 use candle_core::Tensor;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Scores a trained segmenter on a labelled data set. `each_to` receives colour overlays of every picture.
@@ -52,9 +53,10 @@ pub fn predict(
     let id_map = IdMap::TrainIds { num_classes: classes.len(), ignore_index: 255 };
     let evaluator = segmenter.evaluator(Inference::Whole);
     let files = files(inputs)?;
+    let outputs = outputs(&files, output)?;
     let (mut written, mut unreadable) = (0, Vec::new());
     progress.stage("predict", files.len() as u64, 0);
-    for (index, (file, name)) in files.iter().enumerate() {
+    for (index, ((file, _), path)) in files.iter().zip(&outputs).enumerate() {
         if interrupt::requested() {
             return Err(Error::Interrupted { resume: "run the same command again".into() });
         }
@@ -63,8 +65,7 @@ pub fn predict(
             Err(error) => unreadable.push(error),
             Ok(image) => {
                 let prediction = evaluator.predict(&image, &model)?;
-                let path = output.join(name).with_extension("png");
-                eval::write_prediction(&path, &image, &prediction, &classes, &id_map, format)?;
+                eval::write_prediction(path, &image, &prediction, &classes, &id_map, format)?;
                 written += 1;
             }
         }
@@ -72,6 +73,9 @@ pub fn predict(
     }
     progress.end();
     if let Some(line) = images::unreadable_line(&unreadable, files.len()) {
+        if written == 0 {
+            return Err(Error::data(&inputs[0], "readable images", line, "replace them"));
+        }
         progress.warn(&line);
     }
     Ok((written, unreadable.len() as u64))
@@ -82,14 +86,40 @@ fn files(inputs: &[PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut files = Vec::new();
     for input in inputs {
         if input.is_dir() {
-            let inside = images::list(input)?.into_iter().filter(|path| images::is_image(path));
-            files.extend(inside.map(|path| (path.clone(), path.strip_prefix(input).unwrap_or(&path).to_path_buf())));
-            if files.is_empty() {
+            let inside: Vec<PathBuf> = images::list(input)?.into_iter().filter(|path| images::is_image(path)).collect();
+            if inside.is_empty() {
                 images::scan(input)?;
             }
+            files.extend(inside.iter().map(|path| (path.clone(), path.strip_prefix(input).unwrap_or(path).to_path_buf())));
         } else {
             files.push((input.clone(), PathBuf::from(input.file_name().unwrap_or_default())));
         }
     }
     Ok(files)
+}
+
+/// The file each result goes to.
+///
+/// # Errors
+/// Two pictures of one name, and results that would replace a picture that is to be segmented.
+fn outputs(files: &[(PathBuf, PathBuf)], folder: &Path) -> Result<Vec<PathBuf>> {
+    let inputs: BTreeSet<PathBuf> = files.iter().filter_map(|(file, _)| file.canonicalize().ok()).collect();
+    let mut taken: BTreeMap<PathBuf, &Path> = BTreeMap::new();
+    let mut outputs = Vec::with_capacity(files.len());
+    for (file, name) in files {
+        let path = folder.join(name).with_extension("png");
+        let show = |path: &Path| path.display().to_string();
+        if path.canonicalize().is_ok_and(|path| inputs.contains(&path)) {
+            return Err(Error::Usage(format!(
+                "{} would be overwritten\n  next: choose another folder as `--output`",
+                show(&path)
+            )));
+        }
+        if let Some(other) = taken.insert(path.clone(), file).filter(|other| *other != file.as_path()) {
+            let (one, two) = (show(other), show(file));
+            return Err(Error::Usage(format!("{one} and {two} have the same name\n  next: segment them into different folders")));
+        }
+        outputs.push(path);
+    }
+    Ok(outputs)
 }

@@ -66,7 +66,7 @@ pub fn run(
     let prompts = PromptFile::open(&config.prompts)?.expand(&config.identifier, ClassSet::Things)?;
     let shard = if config.shard.is_empty() { Shard { index: 0, count: 1 } } else { config.shard.parse()? };
     let model = base::open(&config.model, &config.lora, places, progress)?;
-    let mut job = Job::new(config, &model, prompts)?;
+    let mut job = Job::new(config, &model, prompts, progress)?;
     let mut manifest = Manifest::open(&run.path().join("manifest.jsonl"))?;
     if let Some(bytes) = manifest.dropped_bytes() {
         progress.warn(&format!("the last line of the manifest was half written ({bytes} bytes) and is left out"));
@@ -78,6 +78,7 @@ pub fn run(
     if kept > 0 {
         progress.say(&format!("{kept} of {} images are there already", mine.len()));
     }
+    job.forget(&missing, &mut manifest, run.path())?;
     progress.stage("generate", mine.len() as u64, kept);
     let mut made = 0;
     for batch in missing.chunks(config.batch_size.max(1)) {
@@ -105,10 +106,12 @@ struct Job<'a> {
     model_hash: String,
     latents: Option<Tensor>,
     initial: Vec<PathBuf>,
+    /// See [`GenerationFacts::start`]: one for each initial photo, or one for all images.
+    starts: Vec<String>,
 }
 
 impl<'a> Job<'a> {
-    fn new(config: &'a GenerateConfig, model: &Model, prompts: Prompts) -> Result<Self> {
+    fn new(config: &'a GenerateConfig, model: &Model, prompts: Prompts, progress: &dyn Progress) -> Result<Self> {
         let kind: SamplerKind = config.scheduler.parse()?;
         let latent_size = model.latent_size(config.height, config.width)?;
         let factor = model.vae_config.downsampling();
@@ -121,7 +124,13 @@ impl<'a> Job<'a> {
         };
         let initial = match config.init_images.as_str() {
             "" => Vec::new(),
-            folder => images::scan(Path::new(folder))?.images,
+            folder => {
+                let scan = images::scan(Path::new(folder))?;
+                if let Some(line) = images::unreadable_line(&scan.unreadable, scan.images.len() + scan.unreadable.len()) {
+                    progress.warn(&line);
+                }
+                scan.images
+            }
         };
         let possible = config.strength > 0.0 && config.strength <= 1.0;
         if !initial.is_empty() && !possible {
@@ -134,7 +143,8 @@ impl<'a> Job<'a> {
             prompts,
             size: (latent_size.0 * factor, latent_size.1 * factor),
             model_hash: model.digest()?,
-            latents: read_latents(config)?,
+            latents: read_latents(config, [model.vae_config.latent_channels, latent_size.0, latent_size.1])?,
+            starts: starts(config, &initial)?,
             initial,
         })
     }
@@ -155,7 +165,20 @@ impl<'a> Job<'a> {
             height: self.size.0,
             width: self.size.1,
             model_hash: self.model_hash.clone(),
+            start: self.starts[(j % self.starts.len() as u64) as usize].clone(),
         }
+    }
+
+    /// Leaves out what the manifest says of the images `missing` (ascending), and pictures of them under other names.
+    fn forget(&self, missing: &[u64], manifest: &mut Manifest, run: &Path) -> Result<()> {
+        let is_missing = |record: &ImageRecord| missing.binary_search(&record.facts.index).is_ok();
+        for record in manifest.records().iter().filter(|record| is_missing(record)) {
+            let path = run.join(&record.file);
+            if !path.ends_with(self.name(record.facts.index)) && path.is_file() {
+                std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        manifest.retain(|record| !is_missing(record))
     }
 
     /// True when image `j` was made with exactly these settings and is intact.
@@ -212,17 +235,31 @@ fn relative(path: &Path, folder: &Path) -> String {
     }
 }
 
-fn read_latents(config: &GenerateConfig) -> Result<Option<Tensor>> {
+fn starts(config: &GenerateConfig, initial: &[PathBuf]) -> Result<Vec<String>> {
+    let digest = |path: &Path| hash::file(path).map(|hash| hash[..16].to_string());
+    let latents = match config.latents.as_str() {
+        "" => String::new(),
+        file => format!("latents {}", digest(Path::new(file))?),
+    };
+    if initial.is_empty() {
+        return Ok(vec![latents]);
+    }
+    let photo = |path: &PathBuf| Ok(format!("{latents} photo {} strength {}", digest(path)?, config.strength).trim().to_string());
+    initial.iter().map(photo).collect()
+}
+
+/// `item` is the shape of one image's latents.
+fn read_latents(config: &GenerateConfig, item: [usize; 3]) -> Result<Option<Tensor>> {
     if config.latents.is_empty() {
         return Ok(None);
     }
     let path = Path::new(&config.latents);
     let source = weights::open(path)?;
     let shape = source.shapes().get("latents").cloned().unwrap_or_default();
-    if shape.len() != 4 {
+    if shape.len() != 4 || shape[1..] != item {
         return Err(Error::data(
             path,
-            "a tensor `latents` [N, 4, h, w]",
+            format!("a tensor `latents` [N, {}, {}, {}] for this model and size", item[0], item[1], item[2]),
             if shape.is_empty() { "none of that name".to_string() } else { format!("shape {shape:?}") },
             "write standard normal noise in that shape",
         ));

@@ -31,6 +31,7 @@ pub fn run(
     search: &Search,
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
+    config.validate()?;
     let source = Dataset::open(&config.source, search)?;
     if !source.has_labels() {
         return Err(Error::Usage(format!("the source `{}` has no labels; give a labelled data set as --source", config.source)));

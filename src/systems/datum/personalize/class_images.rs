@@ -62,7 +62,13 @@ fn generate(model: &Model, config: &PersonalizeConfig, folder: &Path, have: usiz
             latents: None,
             initial: None,
         };
-        let pictures = sampler.sample(&batch.iter().map(request).collect::<Vec<_>>(), &settings)?;
+        let pictures =
+            sampler.sample(&batch.iter().map(request).collect::<Vec<_>>(), &settings).map_err(|error| match error {
+                Error::Interrupted { .. } => {
+                    Error::Interrupted { resume: "run the same command again with `--resume latest`".into() }
+                }
+                other => other,
+            })?;
         for (index, picture) in batch.iter().zip(&pictures) {
             let hash = &blake3::hash(&picture.pixels).to_hex()[..16];
             images::write_png(&folder.join(format!("{index}-{hash}.png")), picture, &[])?;

@@ -30,6 +30,7 @@ pub fn run(
     places: &Places,
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
+    config.validate()?;
     let config = with_method_defaults(config);
     let photos = config.images.iter().map(|path| photo(Path::new(path), &config)).collect::<Result<Vec<_>>>()?;
     if photos.is_empty() {

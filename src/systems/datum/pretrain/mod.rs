@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Unusable photos or captions; an architecture that does not fit the size; interruption.
 pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progress: &dyn Progress) -> Result<PathBuf> {
+    config.validate()?;
     let photos = Photos::open(config, progress)?;
     let mut model = start(config, &photos)?;
     let factor = model.vae_config.downsampling();
@@ -37,15 +38,23 @@ pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progr
             config.size.height, config.size.width
         )));
     }
+    if config.vae.crop % factor != 0 {
+        return Err(Error::Usage(format!(
+            "vae.crop {} is no multiple of {factor}, the autoencoder's reduction",
+            config.vae.crop
+        )));
+    }
+    let [resume_vae, resume_unet] = resumes(resume);
     if config.base == "scratch" {
         let events = tensorboard::sinks(run.path().join("events-vae"));
-        let stage =
-            Stage { name: "autoencoder", steps: config.vae.steps, ..stage(config, run, "vae", resume, progress, &events)? };
+        let shared = stage(config, run, "vae", resume_vae.as_ref(), progress, &events)?;
+        let stage = Stage { name: "autoencoder", steps: config.vae.steps, ..shared };
         stage.train(&mut autoencoder::Autoencoder::new(&model, &photos, config)?)?;
         model.vae_config.scaling_factor = autoencoder::scaling_factor(&model, &photos, config.seed)?;
     }
     let events = tensorboard::sinks(run.path().join("events-unet"));
-    let stage = Stage { name: "denoiser", steps: config.unet.steps, ..stage(config, run, "unet", resume, progress, &events)? };
+    let shared = stage(config, run, "unet", resume_unet.as_ref(), progress, &events)?;
+    let stage = Stage { name: "denoiser", steps: config.unet.steps, ..shared };
     let mut denoiser = denoiser::Denoiser::new(&model, &photos, config)?;
     stage.train(&mut denoiser)?;
     denoiser.finish()?;
@@ -53,6 +62,18 @@ pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progr
     model.save(&folder)?;
     progress.say(&format!("model: {}", folder.display()));
     Ok(folder)
+}
+
+/// Where the autoencoder and the denoiser go on. A checkpoint that is named belongs to one of them: the denoiser starts anew
+/// after an earlier state of the autoencoder.
+fn resumes(resume: Option<&Resume>) -> [Option<Resume>; 2] {
+    let is_of = |path: &Path, folder: &str| path.parent().is_some_and(|parent| parent.ends_with(folder));
+    match resume {
+        None => [None, None],
+        Some(Resume::Path(path)) if is_of(path, "checkpoints/vae") => [resume.cloned(), None],
+        Some(Resume::Path(path)) if is_of(path, "checkpoints/unet") => [Some(Resume::Latest), resume.cloned()],
+        Some(_) => [Some(Resume::Latest), Some(Resume::Latest)],
+    }
 }
 
 /// What both stages share.

@@ -1,0 +1,14 @@
+//! The `datum` program from end to end, on drawn photos of 48x32 pixels.
+
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/generate.rs"]
+mod generate;
+#[path = "cli/happy.rs"]
+mod happy;
+#[path = "cli/help.rs"]
+mod help;
+#[path = "cli/resume.rs"]
+mod resume;
+#[path = "support/cli.rs"]
+mod support;

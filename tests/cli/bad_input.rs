@@ -1,0 +1,222 @@
+//! Bad files, values and surroundings: one clear error, the right exit code, nothing half-written.
+
+use super::support::{ADAPT, PERSONALIZE, PRETRAIN, SIZE, Sandbox, outcome};
+use datum::io::images::{GrayImage, RgbImage, write_gray_png, write_gray16_png, write_palette_png, write_png};
+
+fn golden(name: &str) -> String {
+    format!("{}/tests/golden/torch_files/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A tiny finished adaptation in `adapted`.
+fn adapted() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&format!("{ADAPT} --strategy source-only --iterations 1 --output adapted"));
+    sandbox
+}
+
+#[test]
+fn photos_that_cannot_be_used_are_named() {
+    let sandbox = Sandbox::new();
+    let personalize = |photo: &str| PERSONALIZE.replace("photos/p0.png", photo);
+    sandbox.write("text.png", b"not a picture");
+    let whole = sandbox.read("photos/p0.png");
+    sandbox.write("cut.png", &whole[..whole.len() / 2]);
+    sandbox.write("empty.png", b"");
+    write_png(&sandbox.path("dot.png"), &RgbImage { height: 1, width: 1, pixels: vec![1, 2, 3] }, &[]).unwrap();
+    let line = format!("{} --output out", personalize("text.png"));
+    for (photo, part) in
+        [("missing.png", "check the path"), ("text.png", "expected"), ("cut.png", "expected"), ("empty.png", "expected")]
+    {
+        sandbox.fails(&format!("{} --output out", personalize(photo)), 3, &[photo, part]);
+    }
+    sandbox.fails(&format!("{} --output out", personalize("dot.png")), 3, &["dot.png", "at least 8x8", "found 1x1"]);
+    sandbox.fails(&personalize("photos"), 3, &["photos", "a folder"]);
+    sandbox.fails("personalize --base base", 2, &["datum personalize target.png"]);
+    // A run that did nothing does not block its folder.
+    sandbox.write("text.png", &whole);
+    sandbox.ok(&format!("{line} --method lora --steps 1"));
+    sandbox.fails(&line, 2, &["out is not empty"]);
+}
+
+#[test]
+fn photos_of_any_depth_work() {
+    let sandbox = Sandbox::new();
+    let (height, width) = SIZE;
+    let gray: Vec<u8> = (0..height * width).map(|i| (i % 200) as u8).collect();
+    let deep = GrayImage { height, width, pixels: gray.iter().map(|&v| u16::from(v) * 257).collect() };
+    write_gray_png(&sandbox.path("gray.png"), SIZE, &gray, &[]).unwrap();
+    write_gray16_png(&sandbox.path("deep.png"), &deep, &[]).unwrap();
+    let indices: Vec<u8> = gray.iter().map(|v| v % 2).collect();
+    write_palette_png(&sandbox.path("palette.png"), SIZE, &indices, &[[200, 10, 10], [10, 10, 200]], &[]).unwrap();
+    for name in ["gray", "deep", "palette"] {
+        let line = PERSONALIZE.replace("photos/p0.png", &format!("{name}.png"));
+        sandbox.ok(&format!("{line} --method lora --steps 1 --output {name}"));
+    }
+}
+
+#[test]
+fn folders_and_captions_are_checked() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("nothing")).unwrap();
+    let pretrain = |images: &str| PRETRAIN.replace("--images photos", images) + " --set vae.steps=1 --set unet.steps=1";
+    sandbox.fails(&pretrain("--images nothing"), 3, &["nothing", "no image"]);
+    sandbox.fails(&pretrain("--images nowhere"), 3, &["nowhere"]);
+    sandbox.fails(&pretrain(""), 2, &["--images FOLDER"]);
+    sandbox.fails(&format!("{ADAPT} --target nothing"), 3, &["nothing", "found none"]);
+    sandbox.write("captions.jsonl", b"{\"file_name\": \"p0.png\", \"text\": \"cars\"}\n{\"file\": 1}\n");
+    sandbox.fails(&format!("{} --captions captions.jsonl", pretrain("--images photos")), 3, &["captions.jsonl", "line 2"]);
+    sandbox.write("captions.jsonl", b"{\"file_name\": \"p0.png\", \"text\": [\"cars\", \"a bus\"]}\n");
+    sandbox.write("photos/broken.png", b"no picture");
+    let trained = sandbox.ok(&format!("{} --captions captions.jsonl --output out", pretrain("--images photos")));
+    for part in ["1 of 4 photos have their own", "broken.png"] {
+        assert!(trained.stderr.contains(part), "{}", trained.stderr);
+    }
+}
+
+#[test]
+fn labels_that_do_not_fit_are_named() {
+    let sandbox = adapted();
+    let line = format!("{ADAPT} --strategy source-only --iterations 1");
+    let label = sandbox.read("set/labels/p1.png");
+    write_gray_png(&sandbox.path("set/labels/p1.png"), SIZE, &[7; 32 * 48], &[]).unwrap();
+    for command in [&line, "evaluate --checkpoint adapted --dataset set.toml"] {
+        sandbox.fails(command, 3, &["set/labels/p1.png", "ids 0 to 2 or 255", "7", "[id_map]"]);
+    }
+    write_gray_png(&sandbox.path("set/labels/p1.png"), (16, 16), &[1; 256], &[]).unwrap();
+    let size = ["set/labels/p1.png", "48x32", "16x16"];
+    sandbox.fails("evaluate --checkpoint adapted --dataset set.toml", 3, &size);
+    // Steps draw photos at random: enough of them meet the wrong one.
+    sandbox.fails(&format!("{ADAPT} --strategy source-only --iterations 40 --set rare_class_temperature=0"), 3, &size);
+    std::fs::remove_file(sandbox.path("set/labels/p1.png")).unwrap();
+    sandbox.fails(&line, 3, &["set/labels/p1.png", "no file"]);
+    sandbox.write("set/labels/p1.png", &label);
+    sandbox.fails("adapt --source photos --strategy source-only", 2, &["photos", "no labels"]);
+    sandbox.fails("adapt --strategy source-only", 2, &["--source NAME=ROOT"]);
+    sandbox.fails(ADAPT, 2, &["--target DATASET|FOLDER"]);
+    sandbox.fails("adapt --source cityscape=set", 3, &["cityscape", "did you mean `cityscapes`"]);
+    // One broken photo among many is reported and left out.
+    sandbox.write("set/images/p9.png", b"no picture");
+    let scored = sandbox.ok("evaluate --checkpoint adapted --dataset set.toml");
+    assert!(scored.stderr.contains("p9.png") && scored.stdout.contains("over 4 images"), "{}{}", scored.stderr, scored.stdout);
+    assert!(sandbox.ok(&format!("{line} --output again")).stderr.contains("p9.png"));
+    let predicted = sandbox.ok("predict --checkpoint adapted set/images --output out --json");
+    assert!(predicted.stdout.contains("\"written\":4,\"unreadable\":1"), "{}", predicted.stdout);
+    sandbox.fails("predict --checkpoint adapted set/images/p9.png --output out", 3, &["p9.png"]);
+    sandbox.write("junk/a.png", b"no picture");
+    sandbox.fails("predict --checkpoint adapted junk --output out", 3, &["a.png"]);
+}
+
+#[test]
+fn checkpoints_that_do_not_fit_are_refused() {
+    let sandbox = adapted();
+    let file = "adapted/segmenter.safetensors";
+    let bytes = sandbox.read(file);
+    sandbox.write("two.toml", sandbox.text("set.toml").replace(", \"car\"", "").as_bytes());
+    sandbox.fails("evaluate --checkpoint adapted --dataset two.toml", 3, &["2 classes of `two`", "3 classes (sky, road, car)"]);
+    for length in [0, 5, 100, bytes.len() / 2, bytes.len() - 1] {
+        sandbox.write("cut.safetensors", &bytes[..length]);
+        sandbox.fails("evaluate --checkpoint cut.safetensors --dataset set.toml", 3, &["cut.safetensors", "truncated"]);
+    }
+    let unet = "base/model/unet/diffusion_pytorch_model.safetensors";
+    sandbox.fails(&format!("predict --checkpoint {unet} photos --output x"), 3, &["a segmenter written by `datum adapt`"]);
+    sandbox.fails("predict --checkpoint base photos --output x", 3, &["base", "a finished run with segmenter.safetensors"]);
+    sandbox.fails("predict --checkpoint nowhere photos --output x", 3, &["nowhere"]);
+
+    let weights = sandbox.read(unet);
+    sandbox.write(unet, &weights[..weights.len() - 8]);
+    sandbox.fails(PERSONALIZE, 3, &["unet/diffusion_pytorch_model.safetensors", "truncated"]);
+    sandbox.fails("generate --prompts things.txt --model base", 3, &["truncated"]);
+    sandbox.write(unet, &sandbox.read("base/model/vae/diffusion_pytorch_model.safetensors"));
+    sandbox.fails(PERSONALIZE, 3, &["unet"]);
+    std::fs::remove_file(sandbox.path(unet)).unwrap();
+    sandbox.fails(PERSONALIZE, 3, &["unet"]);
+}
+
+#[test]
+fn encoder_weights_are_read_strictly_and_never_run() {
+    let sandbox = Sandbox::new();
+    let line = format!("{ADAPT} --strategy source-only --iterations 1 --encoder-weights");
+    for name in ["evil.pth", "evil-inside.pth", "evil-beside.pth", "evil-legacy.pth", "flat.pth"] {
+        sandbox.fails(&format!("{line} {}", golden(name)), 3, &[name]);
+    }
+    assert!(!sandbox.has("evil") && !sandbox.has("runs/evil"));
+    sandbox.write("text.pth", b"hello");
+    sandbox.fails(&format!("{line} text.pth"), 3, &["text.pth"]);
+    sandbox.fails(&format!("{line} none.pth"), 3, &["none.pth"]);
+    sandbox.fails(
+        &format!("{line} base/model/vae/diffusion_pytorch_model.safetensors"),
+        3,
+        &["diffusion_pytorch_model.safetensors"],
+    );
+}
+
+#[test]
+fn unknown_keys_get_a_suggestion() {
+    let sandbox = Sandbox::new();
+    sandbox.write("recipe.toml", b"[adapt]\niteration = 5\n");
+    sandbox.fails(
+        "adapt --source set.toml --recipe recipe.toml",
+        2,
+        &["recipe.toml", "`iteration`", "did you mean `iterations`"],
+    );
+    sandbox.write("recipe.toml", b"iterations = \n");
+    sandbox.fails("adapt --source set.toml --recipe recipe.toml", 3, &["recipe.toml"]);
+    sandbox.fails("adapt --source set.toml --recipe camvid-dask", 2, &["did you mean `camvid-dusk`"]);
+    sandbox.write("wrong.toml", b"image = \"*.png\"\n");
+    sandbox.fails("adapt --source wrong.toml --strategy source-only", 3, &["wrong.toml", "`image`", "did you mean `images`"]);
+    sandbox.fails(&format!("{PERSONALIZE} --set crop_siz=3"), 2, &["`crop_siz` (`--set`)", "did you mean `crop_size`"]);
+    sandbox.fails(&format!("{PERSONALIZE} --set steps"), 2, &["has no `=`"]);
+    sandbox.fails(&format!("{PERSONALIZE} --set steps=many"), 2, &["`steps`", "many"]);
+    let mut command = sandbox.datum(PERSONALIZE);
+    outcome(command.env("DATUM_SET_RNAK", "3")).failed("environment", 2, &["environment DATUM_SET_RNAK", "did you mean `rank`"]);
+}
+
+#[test]
+fn values_of_zero_are_refused_before_anything_is_written() {
+    let sandbox = Sandbox::new();
+    let before = sandbox.files();
+    for key in ["size.height", "vae.crop", "vae.batch_size", "vae.latent_channels", "unet.batch_size"] {
+        let line = PRETRAIN.split(&format!("--set {key}=")).next().unwrap().to_string() + &format!(" --set {key}=0");
+        sandbox.fails(&line, 2, &[&format!("`{key}` is 0")]);
+    }
+    for key in ["rank", "train_batch_size", "gradient_accumulation_steps"] {
+        sandbox.fails(&format!("{PERSONALIZE} --set {key}=0"), 2, &[&format!("`{key}` is 0")]);
+    }
+    for key in ["crop.width", "iterations"] {
+        sandbox.fails(&format!("adapt --source set.toml --strategy source-only --set {key}=0"), 2, &[&format!("`{key}` is 0")]);
+    }
+    assert_eq!(sandbox.files(), before);
+    sandbox.fails(&PERSONALIZE.replace("--crop-size 32", "--crop-size 33"), 2, &["--crop-size 33", "--resolution 32"]);
+    let odd = PRETRAIN.replace("vae.crop=32", "vae.crop=31");
+    sandbox.fails(&odd, 2, &["vae.crop 31", "multiple of 2"]);
+}
+
+#[test]
+fn what_the_machine_cannot_do_ends_with_4() {
+    let sandbox = Sandbox::new();
+    for flag in ["--device cuda", "--device cuda:3", "--device metal", "--dtype bf16"] {
+        sandbox.fails(&format!("{PERSONALIZE} {flag}"), 4, &["next: leave"]);
+    }
+    sandbox.fails("personalize photos/p0.png --base nano", 4, &["nano", "datum pretrain"]);
+    sandbox.fails("personalize photos/p0.png", 4, &["CompVis/stable-diffusion-v1-4", "offline", "a folder", "HF_HUB_CACHE"]);
+    sandbox.fails("generate --prompts things.txt --model lab/none", 4, &["lab/none", "offline"]);
+    sandbox.write("file", b"");
+    sandbox.fails(&format!("{PERSONALIZE} --output file/out"), 4, &["file/out"]);
+    let adapted = adapted();
+    adapted.write("file", b"");
+    adapted.fails("predict --checkpoint adapted photos --output file/out", 4, &["file/out"]);
+}
+
+#[test]
+fn a_full_disk_leaves_no_half_file() {
+    let sandbox = Sandbox::new();
+    let line = format!("{ADAPT} --strategy source-only --iterations 2 --output out");
+    let mut limited = sandbox.command("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 2000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_datum")]);
+    outcome(limited.args(line.split_whitespace())).failed("with a limit on files", 4, &["out/checkpoints"]);
+    let files: Vec<_> = sandbox.contents("out").into_keys().collect();
+    assert!(files.iter().all(|file| file.extension().is_none_or(|e| e != "safetensors")), "{files:?}");
+    // The same run goes on where there is room.
+    sandbox.ok(&format!("{line} --resume latest"));
+    assert!(sandbox.has("out/segmenter.safetensors"));
+}

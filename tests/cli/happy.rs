@@ -1,0 +1,170 @@
+//! The three stages and what follows, as a user runs them.
+
+use super::support::{ADAPT, PERSONALIZE, PRETRAIN, SIZE, Sandbox, draw, lines};
+use datum::io::images::{read_label, read_rgb};
+use serde_json::Value;
+
+/// Runs a command that may write below `output` alone.
+fn writes_only(sandbox: &Sandbox, line: &str, output: &str) -> String {
+    let before = sandbox.files();
+    let stdout = sandbox.ok(&format!("{line} --output {output}")).stdout;
+    for file in sandbox.files().difference(&before) {
+        assert!(file.starts_with(output), "datum {line} wrote {}", file.display());
+    }
+    stdout
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+#[test]
+fn from_photos_to_a_scored_segmenter() {
+    let sandbox = Sandbox::new();
+    let line = format!("{PRETRAIN} --set vae.steps=2 --set unet.steps=2 --json");
+    let result = json(&writes_only(&sandbox, &line, "small"));
+    assert_eq!(result["model"], "small/model");
+    assert_eq!(
+        (lines(&sandbox.path("small/metrics-vae.jsonl")).len(), lines(&sandbox.path("small/metrics-unet.jsonl")).len()),
+        (2, 2)
+    );
+
+    let line = format!("{} --steps 2", PERSONALIZE.replace("--base base", "--base small"));
+    assert_eq!(writes_only(&sandbox, &line, "mine"), "mine\n");
+    for file in ["model/model_index.json", "recipe.toml", "environment.json", "log.jsonl", "metrics.jsonl"] {
+        assert!(sandbox.has(&format!("mine/{file}")), "{file}");
+    }
+    assert!(sandbox.text("mine/recipe.toml").contains("steps = 2  # `--steps`"));
+
+    let line = "generate --prompts things.txt --model mine --count 3 --steps 2 --height 32 --width 48";
+    assert_eq!(writes_only(&sandbox, line, "set2"), "set2/images\n");
+    assert_eq!(sandbox.contents("set2/images").len(), 3);
+    let image = read_rgb(&sandbox.path("set2/images/im_0_p0.png")).unwrap();
+    assert_eq!((image.height, image.width), SIZE);
+
+    let source_only = format!("{ADAPT} --strategy source-only --iterations 2");
+    assert_eq!(writes_only(&sandbox, &source_only, "source"), "source/segmenter.safetensors\n");
+    let daformer = format!("{ADAPT} --target set2/images --set fourier=0.05 --iterations 3 -q");
+    assert_eq!(writes_only(&sandbox, &daformer, "adapted"), "adapted/segmenter.safetensors\n");
+    let last = json(lines(&sandbox.path("adapted/metrics.jsonl")).last().unwrap());
+    assert_eq!(last["step"], 3);
+
+    evaluation(&sandbox);
+    prediction(&sandbox);
+}
+
+fn evaluation(sandbox: &Sandbox) {
+    let before = sandbox.files();
+    let scores = json(&sandbox.ok("evaluate --checkpoint adapted --dataset set.toml --json").stdout);
+    assert_eq!(scores["images"], 4);
+    let names: Vec<&Value> = scores["classes"].as_array().unwrap().iter().map(|class| &class["name"]).collect();
+    assert_eq!(names, ["sky", "road", "car"]);
+    for key in ["mIoU", "mAcc", "aAcc"] {
+        assert!((0.0..=1.0).contains(&scores[key].as_f64().unwrap()), "{key}");
+    }
+    assert!(scores["classes"][0]["iou"].is_number() && scores["classes"][0]["acc"].is_number());
+
+    let table = sandbox.ok("evaluate --checkpoint adapted/segmenter.safetensors --dataset set.toml");
+    let miou = format!("mIoU {:.2}", 100.0 * scores["mIoU"].as_f64().unwrap());
+    assert!(table.stdout.contains(&miou) && table.stdout.contains("road"), "{}", table.stdout);
+    let slide = sandbox.ok("evaluate --checkpoint adapted --dataset set.toml --inference slide --window 32 --stride 16");
+    assert!(slide.stdout.contains("over 4 images"), "{}", slide.stdout);
+
+    let gate = sandbox.run("evaluate --checkpoint adapted --dataset set.toml --fail-under 0.99 --json -q");
+    assert_eq!(gate.status.code(), Some(1));
+    assert_eq!(json(&gate.stdout), scores, "the result is printed before the gate");
+    assert!(gate.stderr.contains("is below --fail-under 0.99"), "{}", gate.stderr);
+    sandbox.ok("evaluate --checkpoint adapted --dataset set.toml --fail-under 0");
+    sandbox.fails("evaluate --checkpoint adapted --dataset set.toml --fail-under 50", 2, &["from 0 to 1"]);
+    assert_eq!(sandbox.files(), before, "evaluate writes nothing");
+
+    sandbox.ok("predict --checkpoint adapted set/images --format train-ids --output ids");
+    let again = json(&sandbox.ok("evaluate --predictions ids --dataset set.toml --json").stdout);
+    assert_eq!(again, scores, "predictions written and read again score the same");
+    sandbox.ok("evaluate --checkpoint adapted --dataset set.toml --overlays overlays");
+    assert_eq!(sandbox.contents("overlays").len(), 4);
+}
+
+fn prediction(sandbox: &Sandbox) {
+    assert_eq!(writes_only(sandbox, "predict --checkpoint adapted photos/p0.png photos/p1.png", "out"), "out\n");
+    let overlay = read_rgb(&sandbox.path("out/p0.png")).unwrap();
+    assert_eq!((overlay.height, overlay.width), SIZE);
+    assert_ne!(overlay.pixels, draw(0).0.pixels);
+    sandbox.ok("predict --checkpoint adapted photos --opacity 0 --output clear");
+    assert_eq!(read_rgb(&sandbox.path("clear/p0.png")).unwrap().pixels, draw(0).0.pixels);
+    sandbox.fails("predict --checkpoint adapted photos --opacity 2 --output x", 2, &["from 0 to 1"]);
+
+    let ids = read_label(&sandbox.path("ids/p3.png")).unwrap();
+    assert_eq!((ids.height, ids.width), SIZE);
+    assert!(ids.pixels.iter().all(|&id| id < 3));
+
+    let photos = sandbox.contents("photos");
+    sandbox.fails("predict --checkpoint adapted photos --output photos", 2, &["would be overwritten"]);
+    assert_eq!(sandbox.contents("photos"), photos);
+    sandbox.write("double/a.png", &sandbox.read("photos/p0.png"));
+    sandbox.write("double/a.jpg", &sandbox.read("photos/p1.png"));
+    sandbox.fails("predict --checkpoint adapted double --output x", 2, &["a.jpg and ", "have the same name"]);
+}
+
+#[test]
+fn lora_runs_are_used_with_their_base() {
+    let sandbox = Sandbox::new();
+    let lora = format!("{PERSONALIZE} --method lora --steps 4 --set learning_rate=0.05");
+    sandbox.ok(&format!("{lora} --output both"));
+    sandbox.ok(&format!("{lora} --train-text-encoder false --output unet"));
+    for run in ["both", "unet"] {
+        assert!(sandbox.has(&format!("{run}/pytorch_lora_weights.safetensors")) && !sandbox.has(&format!("{run}/model")));
+    }
+    let has_text = |run: &str| {
+        let bytes = sandbox.read(&format!("{run}/pytorch_lora_weights.safetensors"));
+        String::from_utf8_lossy(&bytes).contains("text_encoder.")
+    };
+    assert!(has_text("both") && !has_text("unet"));
+
+    let image = |options: &str, output: &str| {
+        sandbox.ok(&format!("generate --prompts things.txt --count 1 --steps 2 {options} --output {output}"));
+        read_rgb(&sandbox.path(&format!("{output}/images/im_0_p0.png"))).unwrap().pixels
+    };
+    let (base, tuned) = (image("--model base", "a"), image("--model both", "b"));
+    assert_ne!(base, tuned);
+    let file = "--model base --lora both/pytorch_lora_weights.safetensors";
+    assert_eq!(image(file, "c"), tuned, "the file alone does the same");
+    assert_eq!(image(&format!("{file}:0"), "d"), base, "scale 0 is the base");
+}
+
+#[test]
+fn prior_preservation_makes_class_images_once() {
+    let sandbox = Sandbox::new();
+    let line =
+        format!("{PERSONALIZE} --method lora --steps 1 --with-prior-preservation --class-prompt street --num-class-images 2");
+    sandbox.fails(&line.replace("--class-prompt street", ""), 2, &["--class-prompt"]);
+    sandbox.ok(&format!("{line} --output one"));
+    let made = sandbox.contents("one/class-images");
+    assert_eq!(made.len(), 2);
+    sandbox.ok(&format!("{line} --class-images one/class-images --output two"));
+    assert_eq!(sandbox.contents("one/class-images"), made);
+    assert!(!sandbox.has("two/class-images"));
+}
+
+#[test]
+fn runs_are_numbered_and_a_failed_one_is_not_taken() {
+    let sandbox = Sandbox::new();
+    sandbox.fails("generate --prompts things.txt", 3, &["a finished run of `datum personalize`", "datum personalize target.png"]);
+    for _ in 0..2 {
+        sandbox.ok(&format!("{PERSONALIZE} --method lora --steps 1"));
+    }
+    sandbox.fails("personalize missing.png --base base", 3, &["missing.png"]);
+    let generated = sandbox.ok("generate --prompts things.txt --count 1 --steps 1");
+    assert!(generated.stderr.contains("the newest personalised run, runs/"), "{}", generated.stderr);
+    assert!(generated.stderr.contains("_personalize_p0_2\n"), "{}", generated.stderr);
+    assert!(generated.stdout.starts_with("runs/") && generated.stdout.ends_with("/images\n"), "{}", generated.stdout);
+}
+
+#[test]
+fn a_recipe_that_was_written_gives_the_same_run() {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&format!("{ADAPT} --strategy source-only --iterations 2 --seed 5 --output one"));
+    sandbox.ok("adapt --recipe one/recipe.toml --output two");
+    assert_eq!(sandbox.read("one/segmenter.safetensors"), sandbox.read("two/segmenter.safetensors"));
+    assert_eq!(sandbox.read("one/metrics.jsonl"), sandbox.read("two/metrics.jsonl"));
+}
