@@ -60,7 +60,8 @@ pub fn folder(base: &str, settings: &HubSettings, progress: &dyn Progress) -> Re
     if base == "nano" {
         return Err(Error::environment(
             "this build has no embedded `nano` model",
-            "train a small model with `datum pretrain --images PHOTOS`, then give its folder as `--base`",
+            "train a small model with `datum pretrain --images PHOTOS` and give its folder as `--base` (write `./nano` for a \
+             folder of that name)",
         ));
     }
     let path = Path::new(base);

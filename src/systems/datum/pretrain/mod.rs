@@ -38,7 +38,7 @@ pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progr
             config.size.height, config.size.width
         )));
     }
-    if config.vae.crop % factor != 0 {
+    if !config.vae.crop.is_multiple_of(factor) {
         return Err(Error::Usage(format!(
             "vae.crop {} is no multiple of {factor}, the autoencoder's reduction",
             config.vae.crop
