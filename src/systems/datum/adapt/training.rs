@@ -44,11 +44,11 @@ impl Adaptation {
         ];
         let optimizer = AdamW::new(parameter_groups(&parameters, config.weight_decay, &rules), AdamWConfig::default())?;
         let (steps, warmup_steps) = (config.iterations, config.warmup);
-        // `SegformerHead` carries an unused classifier, as its published files do.
-        let unused = |name: &str| name.starts_with("decode_head.conv_seg") && name.contains("conv_seg");
-        let unused: fn(&str) -> bool = if config.decoder == "segformer" { unused } else { |_| false };
+        // The SegFormer head carries an unused classifier, as its published files do.
+        let segformer = config.decoder == "segformer";
+        let trained = |name: &str| !(segformer && name.starts_with("decode_head.conv_seg"));
         Ok(Self {
-            guard: Guard::new(parameters.weights().filter(|(name, _)| !unused(name)), |_| false)?,
+            guard: Guard::new(parameters.weights().filter(|(name, _)| trained(name)), |_| false)?,
             engine: engine(config, header, source, student, parameters)?,
             optimizer,
             schedule: Schedule { shape: Shape::Poly, steps, warmup_steps, ..Schedule::default() },
