@@ -1,23 +1,30 @@
 //! `datum adapt`
 
 use super::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
+use super::recipe::Resolved;
 use super::settings;
 use crate::base::{Error, Result};
 use crate::systems::datum::adapt;
 use crate::systems::datum::config::AdaptConfig;
+use crate::train::checkpoint::Resume;
 use clap::Args;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::path::PathBuf;
 
 /// Train a segmenter on labelled source and unlabelled (pseudo-)target images
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  datum adapt --source gta --target runs/set/images\n  \
                         datum adapt --source camvid=photos/day --target runs/set/images --encoder efficientnet-lite0 \\\n    \
                         --encoder-weights lite0.pth --iterations 1000\n  \
-                        datum adapt --source gta --strategy source-only")]
+                        datum adapt --source gta --strategy source-only\n  \
+                        datum adapt --source gta --target runs/set/images --seeds 0,1,2")]
 pub struct AdaptArgs {
     #[command(flatten)]
     flags: Flags,
+    /// One training per seed, each in its folder seed-N of the run
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with = "seed")]
+    seeds: Vec<u64>,
     #[command(flatten)]
     resume: ResumeArgs,
     #[command(flatten)]
@@ -62,17 +69,57 @@ struct Flags {
 /// Runs the verb.
 pub fn run(args: AdaptArgs) -> Result<()> {
     args.compute.apply()?;
-    let resolved = settings::resolve::<AdaptConfig>("adapt", &args.run, &args.flags)?;
-    let config = &resolved.settings;
-    if config.source.is_empty() {
+    let resume = args.resume.resume.as_ref();
+    if args.seeds.is_empty() {
+        let (run, file) = train(&args, &args.run, resume)?;
+        let result = json!({ "segmenter": file, "run": run });
+        return args.display.result(&result, || format!("{}", file.display()));
+    }
+    let (run, files) = train_seeds(&args, resume)?;
+    let trained: Vec<Value> =
+        args.seeds.iter().zip(&files).map(|(seed, file)| json!({ "seed": seed, "segmenter": file })).collect();
+    let lines = || files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join("\n");
+    args.display.result(&json!({ "run": run, "seeds": trained }), lines)
+}
+
+fn resolved(args: &AdaptArgs, run: &RunArgs) -> Result<Resolved<AdaptConfig>> {
+    let resolved = settings::resolve::<AdaptConfig>("adapt", run, &args.flags)?;
+    if resolved.settings.source.is_empty() {
         return Err(Error::Usage("adapt needs a labelled data set\n  next: add `--source NAME=ROOT`".into()));
     }
-    config.validate()?;
+    resolved.settings.validate()?;
+    Ok(resolved)
+}
+
+/// One training. Returns its folder and the segmenter's file.
+fn train(args: &AdaptArgs, run: &RunArgs, resume: Option<&Resume>) -> Result<(PathBuf, PathBuf)> {
+    let resolved = resolved(args, run)?;
+    let config = &resolved.settings;
     let progress = args.display.progress();
-    let resume = args.resume.resume.as_ref();
-    let run = settings::run_folder("adapt", &settings::stem(&config.source), &args.run, resume)?;
+    let run = settings::run_folder("adapt", &settings::stem(&config.source), run, resume)?;
     let work = || adapt::run(config, &run, resume, &settings::search(), &progress);
     let file = settings::recorded(&run, &resolved, &[&config.encoder_weights], resume, work)?;
-    let result = json!({ "segmenter": file, "run": run.path() });
-    args.display.result(&result, || format!("{}", file.display()))
+    Ok((run.path().into(), file))
+}
+
+/// One training after the other. A resumed run goes on with the first that is not finished.
+fn train_seeds(args: &AdaptArgs, resume: Option<&Resume>) -> Result<(PathBuf, Vec<PathBuf>)> {
+    if let Some(Resume::Path(path)) = resume {
+        return Err(Error::Usage(format!(
+            "`--seeds` goes on with a whole run, not with one checkpoint ({})\n  next: `--output RUN --resume latest`",
+            path.display()
+        )));
+    }
+    let resolved = resolved(args, &args.run)?;
+    let label = settings::stem(&resolved.settings.source);
+    let parent = settings::run_folder("adapt", &label, &args.run, resume)?;
+    let of_seed = |&seed: &u64| {
+        let output = parent.path().join(format!("seed-{seed}"));
+        let started = resume.is_some() && output.join("recipe.toml").is_file();
+        let run = RunArgs { seed: Some(seed), output: Some(output), ..args.run.clone() };
+        Ok(train(args, &run, resume.filter(|_| started))?.1)
+    };
+    let work = || args.seeds.iter().map(of_seed).collect::<Result<Vec<_>>>();
+    let files = settings::recorded(&parent, &resolved, &[], resume, work)?;
+    Ok((parent.path().into(), files))
 }

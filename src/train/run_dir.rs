@@ -9,12 +9,12 @@
 //!   checkpoints/       see the module `checkpoint`
 //! ```
 
-use super::checkpoint::Resume;
 use crate::base::metrics::{Metrics, Sink};
 use crate::base::{Error, Result, heap};
 use crate::io::atomic;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -24,39 +24,24 @@ const LOCK_FILE: &str = ".lock";
 const RECIPE_FILE: &str = "recipe.toml";
 const ENVIRONMENT_FILE: &str = "environment.json";
 
-/// A run folder held by this process. The lock ends with the value.
+/// A run folder held by this process. The lock ends with the value; a numbered folder in which nothing was done goes with it.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    numbered: bool,
     _lock: File,
 }
 
-impl RunDir {
-    /// The folder a training works in: a new one, or that of the run to go on with. `latest` means `output`, or else the
-    /// newest run under `root` with the same verb (the label up to its first `_`).
-    ///
-    /// # Errors
-    /// As [`Self::create`] and [`Self::open`]; also when there is no run to go on with.
-    pub fn start(resume: Option<&Resume>, output: Option<&Path>, root: &Path, label: &str) -> Result<Self> {
-        match resume {
-            None => Self::create(output, root, label),
-            Some(Resume::Path(path)) => {
-                // A checkpoint folder lies two levels below its run.
-                let run = path.ancestors().nth(2).filter(|run| run.join(RECIPE_FILE).exists());
-                Self::open(run.filter(|_| !path.join(RECIPE_FILE).exists()).unwrap_or(path))
-            }
-            Some(Resume::Latest) => {
-                let verb = label.split('_').next().unwrap_or(label);
-                let newest = || Self::newest(root, verb);
-                let run = output.map(Path::to_path_buf).or_else(newest).ok_or_else(|| {
-                    let next = "start without `--resume`, or name the run folder";
-                    Error::data(root, format!("a run of `{verb}` to go on with"), "none", next)
-                })?;
-                Self::open(&run)
-            }
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if self.numbered && self.is_untouched().unwrap_or(false) {
+            // Best effort: what cannot be removed does no harm.
+            let _ = fs::remove_dir_all(&self.path);
         }
     }
+}
 
+impl RunDir {
     /// Makes `output`, or else the next free `ROOT/DATE_LABEL_N`. A run that ended before it did anything, such as one with a
     /// wrong path, may be started again in the same folder.
     ///
@@ -66,8 +51,7 @@ impl RunDir {
         let Some(output) = output else { return Self::numbered(root, label) };
         fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         let run = Self::lock(output)?;
-        let mut entries = fs::read_dir(output).map_err(|e| Error::io(output, e))?.filter_map(|entry| entry.ok());
-        if entries.any(|entry| ![LOCK_FILE, RECIPE_FILE, ENVIRONMENT_FILE].iter().any(|name| entry.file_name() == *name)) {
+        if !run.is_untouched()? {
             return Err(Error::Usage(format!(
                 "`--output` {} is not empty\n  next: choose another folder, or add `--resume latest` to go on with the run in it",
                 output.display()
@@ -82,12 +66,23 @@ impl RunDir {
         for number in 1u64.. {
             let path = root.join(format!("{stem}_{number}"));
             match fs::create_dir(&path) {
-                Ok(()) => return Self::lock(&path),
+                Ok(()) => {
+                    let mut run = Self::lock(&path)?;
+                    run.numbered = true;
+                    return Ok(run);
+                }
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(Error::io(&path, e)),
             }
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// True while nothing but settings has been written.
+    fn is_untouched(&self) -> Result<bool> {
+        let entries = fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?;
+        let settings = |name: OsString| [LOCK_FILE, RECIPE_FILE, ENVIRONMENT_FILE].iter().any(|file| name == *file);
+        Ok(entries.filter_map(|entry| entry.ok()).all(|entry| settings(entry.file_name())))
     }
 
     /// Goes on in an existing run folder.
@@ -123,7 +118,7 @@ impl RunDir {
         let failed = |e| Error::io(&file, e);
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.into(), numbered: false, _lock: lock }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::environment(
                 format!("another process works in {}", path.display()),
                 "wait for it or stop it, or choose another folder with `--output`",
@@ -293,28 +288,23 @@ mod tests {
         assert_eq!(RunDir::newest(root.path(), "personalize").as_deref(), Some(second.path()));
         let error = RunDir::open(second.path()).unwrap_err();
         assert_eq!(error.exit_code(), 4, "{error}");
+        second.log("started", json!({})).unwrap();
         let path = second.path().to_path_buf();
         drop(second);
         RunDir::open(&path).unwrap();
     }
 
     #[test]
-    fn resuming_finds_the_run() {
+    fn a_numbered_folder_in_which_nothing_was_done_goes() {
         let root = tempfile::tempdir().unwrap();
-        let start = |resume: Option<Resume>, output: Option<&Path>| {
-            RunDir::start(resume.as_ref(), output, root.path(), "adapt_street").map(|run| run.path().to_path_buf())
-        };
-        assert_eq!(start(Some(Resume::Latest), None).unwrap_err().exit_code(), 3);
-        let run = start(None, None).unwrap();
-        fs::write(run.join(RECIPE_FILE), "").unwrap();
-        let checkpoint = run.join("checkpoints/step-000004");
-        fs::create_dir_all(&checkpoint).unwrap();
-        for resume in [Resume::Latest, Resume::Path(run.clone()), Resume::Path(checkpoint)] {
-            assert_eq!(start(Some(resume), None).unwrap(), run);
-        }
-        assert_eq!(start(Some(Resume::Latest), Some(&run)).unwrap(), run);
-        assert!(start(Some(Resume::Path(root.path().join("gone"))), None).is_err());
-        assert_ne!(start(None, None).unwrap(), run);
+        let run = RunDir::create(None, root.path(), "adapt").unwrap();
+        run.write_recipe("").unwrap();
+        let path = run.path().to_path_buf();
+        drop(run);
+        assert!(!path.exists());
+        let named = RunDir::create(Some(&path), root.path(), "adapt").unwrap();
+        drop(named);
+        assert!(path.exists(), "a folder that the user named stays");
     }
 
     #[test]

@@ -79,6 +79,23 @@ fn adapt_survives_a_kill() {
 }
 
 #[test]
+fn seeds_are_trained_one_by_one() {
+    let sandbox = Sandbox::new();
+    let line = format!("{ADAPT} --target photos --iterations 4");
+    sandbox.ok(&format!("{line} --seed 3 --output alone"));
+    let both = sandbox.ok(&format!("{line} --seeds 0,3 --output both"));
+    assert_eq!(both.stdout, "both/seed-0/segmenter.safetensors\nboth/seed-3/segmenter.safetensors\n");
+    let trained = |run: &str| sandbox.read(&format!("{run}/segmenter.safetensors"));
+    assert!(trained("alone") == trained("both/seed-3"));
+    assert!(trained("both/seed-0") != trained("both/seed-3"));
+    std::fs::remove_dir_all(sandbox.path("both/seed-3")).unwrap();
+    sandbox.ok(&format!("{line} --seeds 0,3 --output both --resume latest"));
+    assert!(trained("alone") == trained("both/seed-3"), "what is missing is trained");
+    let one = format!("{line} --seeds 0,3 --resume both/seed-0/checkpoints/step-000002");
+    sandbox.fails(&one, 2, &["goes on with a whole run"]);
+}
+
+#[test]
 fn generate_survives_a_kill() {
     let line = "generate --prompts things.txt --model base --steps 3 --count 40";
     let sandbox = Sandbox::new();

@@ -145,14 +145,14 @@ impl Default for PretrainConfig {
 impl Default for VaeTraining {
     fn default() -> Self {
         Self {
-            channels: vec![32, 64, 96, 96],
+            channels: vec![32, 64, 96],
             layers_per_block: 1,
             norm_groups: 8,
             latent_channels: 4,
-            steps: 1500,
-            crop: 128,
+            steps: 1000,
+            crop: 64,
             batch_size: 8,
-            learning_rate: 1e-3,
+            learning_rate: 3e-4,
             kl_weight: 1e-6,
             edge_weight: 0.5,
             colour_weight: 2.0,
@@ -164,8 +164,8 @@ impl Default for VaeTraining {
 impl Default for UnetTraining {
     fn default() -> Self {
         Self {
-            channels: vec![64, 128, 192],
-            attention: vec![false, true, true],
+            channels: vec![32, 64, 128, 192],
+            attention: vec![false, false, true, true],
             layers_per_block: 1,
             heads: 4,
             norm_groups: 16,
@@ -175,7 +175,7 @@ impl Default for UnetTraining {
             vocabulary: 1024,
             steps: 3000,
             batch_size: 8,
-            learning_rate: 1e-3,
+            learning_rate: 6e-4,
             caption_dropout: 0.1,
             ema_decay: 0.995,
         }

@@ -87,7 +87,7 @@ fn relight(pixels: &mut [u8], probability: f32, rng: &mut Rng) {
     if rng.uniform() >= probability {
         return;
     }
-    let (gamma, gain, saturation) = (rng.uniform_in(0.7, 1.6), rng.uniform_in(0.2, 1.1), rng.uniform_in(0.5, 4.0));
+    let (gamma, gain, saturation) = (rng.uniform_in(0.7, 1.6), rng.uniform_in(0.2, 1.1), rng.uniform_in(0.5, 2.0));
     let tint = [0; 3].map(|_| rng.uniform_in(0.7, 1.3));
     let curve: [f32; 256] = std::array::from_fn(|level| (level as f32 / 255.0).powf(gamma) * gain);
     for pixel in pixels.chunks_exact_mut(3) {

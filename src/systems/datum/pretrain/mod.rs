@@ -6,6 +6,7 @@
 mod autoencoder;
 mod denoiser;
 mod photos;
+mod thumbnail;
 
 use super::config::{PretrainConfig, UnetTraining, VaeTraining};
 use crate::base::metrics::Sink;
@@ -101,7 +102,9 @@ fn start(config: &PretrainConfig, photos: &Photos) -> Result<Model> {
     }
     let tokenizer = Tokenizer::train(&photos.vocabulary(), config.unet.vocabulary, config.unet.text_length)?;
     let configs = (unet_config(&config.unet, config), vae_config(&config.vae, config), text_config(&config.unet, &tokenizer));
-    Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)
+    let model = Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)?;
+    thumbnail::start(&model.vae, &model.vae_config)?;
+    Ok(model)
 }
 
 fn unet_config(unet: &UnetTraining, config: &PretrainConfig) -> UNetConfig {
