@@ -17,9 +17,6 @@ use crate::train::schedule::{Schedule, Shape};
 use crate::train::stage::Resumable;
 use candle_core::{Result as TensorResult, Tensor};
 
-/// Photos that the latents' scale is measured on.
-const SCALE_PHOTOS: usize = 128;
-
 /// Trains the autoencoder on random crops.
 pub struct Autoencoder<'a> {
     vae: Vae,
@@ -167,22 +164,4 @@ impl Terms {
 fn slope(xs: &Tensor, dim: usize) -> TensorResult<Tensor> {
     let length = xs.dim(dim)? - 1;
     xs.narrow(dim, 1, length)? - xs.narrow(dim, 0, length)?
-}
-
-/// What brings the latents of the photos to unit variance.
-///
-/// # Source
-/// Latent Diffusion, section D.1: one over the standard deviation of the latents.
-pub fn scaling_factor(model: &Model, photos: &Photos, seed: u64) -> Result<f64> {
-    let vae = model.frozen_vae()?;
-    let (mut sum, mut squares, mut count) = (0f64, 0f64, 0f64);
-    for index in 0..photos.len().min(SCALE_PHOTOS) {
-        let moments = vae.encode(&to_tensor(&[photos.whole(index, false)?])?)?;
-        let noise =
-            Rng::stream(seed, "latent scale", &[index as u64]).normal_tensor(moments.mean.dims(), moments.mean.device())?;
-        for value in moments.sample(&noise)?.flatten_all()?.to_vec1::<f32>()? {
-            (sum, squares, count) = (sum + f64::from(value), squares + f64::from(value).powi(2), count + 1.0);
-        }
-    }
-    Ok(1.0 / (squares / count - (sum / count).powi(2)).sqrt())
 }

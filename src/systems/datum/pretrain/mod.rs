@@ -5,6 +5,7 @@
 
 mod autoencoder;
 mod denoiser;
+mod latents;
 mod photos;
 mod thumbnail;
 
@@ -51,7 +52,7 @@ pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progr
         let shared = stage(config, run, "vae", resume_vae.as_ref(), progress, &events)?;
         let stage = Stage { name: "autoencoder", steps: config.vae.steps, ..shared };
         stage.train(&mut autoencoder::Autoencoder::new(&model, &photos, config)?)?;
-        model.vae_config.scaling_factor = autoencoder::scaling_factor(&model, &photos, config.seed)?;
+        latents::standardise(&mut model, &photos, config.seed)?;
     }
     let events = tensorboard::sinks(run.path().join("events-unet"));
     let shared = stage(config, run, "unet", resume_unet.as_ref(), progress, &events)?;
