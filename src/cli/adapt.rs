@@ -113,8 +113,13 @@ fn train_seeds(args: &AdaptArgs, resume: Option<&Resume>) -> Result<(PathBuf, Ve
     let resolved = resolved(args, &args.run)?;
     let label = settings::stem(&resolved.settings.source);
     let parent = settings::run_folder("adapt", &label, &args.run, resume)?;
+    let folder = |seed: &u64| parent.path().join(format!("seed-{seed}"));
+    if resume.is_some() && !args.seeds.iter().any(|seed| folder(seed).is_dir()) {
+        let next = "name the run with `--output`, or start without `--resume`";
+        return Err(Error::data(parent.path(), "a run of `adapt --seeds`", "a run without these seeds", next));
+    }
     let of_seed = |&seed: &u64| {
-        let output = parent.path().join(format!("seed-{seed}"));
+        let output = folder(&seed);
         let started = resume.is_some() && output.join("recipe.toml").is_file();
         let run = RunArgs { seed: Some(seed), output: Some(output), ..args.run.clone() };
         Ok(train(args, &run, resume.filter(|_| started))?.1)

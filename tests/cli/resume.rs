@@ -91,6 +91,7 @@ fn seeds_are_trained_one_by_one() {
     std::fs::remove_dir_all(sandbox.path("both/seed-3")).unwrap();
     sandbox.ok(&format!("{line} --seeds 0,3 --output both --resume latest"));
     assert!(trained("alone") == trained("both/seed-3"), "what is missing is trained");
+    sandbox.fails(&format!("{line} --seeds 0,3 --resume latest --output alone"), 3, &["a run of `adapt --seeds`", "--output"]);
     let one = format!("{line} --seeds 0,3 --resume both/seed-0/checkpoints/step-000002");
     sandbox.fails(&one, 2, &["goes on with a whole run"]);
 }

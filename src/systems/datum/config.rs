@@ -69,7 +69,8 @@ pub struct VaeTraining {
     pub channels: Vec<usize>,
     /// Residual blocks per level.
     pub layers_per_block: usize,
-    /// Groups of the group norms.
+    /// Groups of the group norms. With three groups or more, of four channels or more each, and three latent channels or more,
+    /// training starts from an autoencoder that already gives back blurred photos.
     pub norm_groups: usize,
     /// Channels of the latents.
     pub latent_channels: usize,

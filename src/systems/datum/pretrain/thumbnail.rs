@@ -1,7 +1,6 @@
 //! Where the autoencoder's training starts: its first latents are a thumbnail of the photo, and it decodes them to a blurred one.
 //!
-//! From random weights an autoencoder of this size learns brightness first and the faint colours of street photos last, after
-//! thousands of steps. Here a few channels carry brightness and two colour differences through all levels from the start, so
+//! From random weights an autoencoder of this size learns brightness first and the faint colours of street photos last. Here a few channels carry brightness and two colour differences through all levels from the start, so
 //! that training only has to add what a thumbnail lacks.
 //!
 //! Carriers pass the group norm and SiLU before the last convolution as a pair of opposite sign, since
@@ -18,10 +17,15 @@ const COLOURS: [[f32; 3]; 3] = [[1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0], [4.0, -4.0, 0
 /// The inverse: (R, G, B) of the three carriers.
 const COLOURS_INVERSE: [[f32; 3]; 3] =
     [[1.0, 1.0 / 6.0, -1.0 / 12.0], [1.0, -1.0 / 12.0, -1.0 / 12.0], [1.0, -1.0 / 12.0, 1.0 / 6.0]];
+const SAME: [[f32; 3]; 3] = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
 /// The constants beside each pair.
 const LEVEL: f32 = 2.0;
 /// Mean square of a carrier, roughly.
 const POWER: f32 = 0.25;
+/// Mean square of the other channels of a carrier's group, roughly.
+const REST_POWER: f32 = 0.1;
+/// Factor of the last weights of residual branches.
+const BRANCH: f64 = 0.1;
 /// What is left of random weights where they would disturb the carriers.
 const SMALL: f32 = 0.02;
 /// Logarithm of the latents' variance at the start.
@@ -53,71 +57,71 @@ fn channels(config: &VaeConfig, width: usize, i: usize) -> [usize; 4] {
 fn quiet_branches(vae: &ParamStore) -> Result<()> {
     for (name, var) in vae.weights() {
         if name.ends_with("conv2.weight") || name.ends_with("to_out.0.weight") {
-            var.set(&(var.as_tensor() * 0.1)?)?;
+            var.set(&(var.as_tensor() * BRANCH)?)?;
         }
     }
     Ok(())
 }
 
 fn encoder(vae: &ParamStore, config: &VaeConfig) -> Result<()> {
-    let widths = &config.block_out_channels;
-    let latents = config.latent_channels;
-    let mut conv = Kernel::open(vae, "encoder.conv_in")?;
-    for (i, colour) in COLOURS.iter().enumerate() {
-        let [plus, minus, high, low] = channels(config, widths[0], i);
-        for (row, sign) in [(plus, 1.0), (minus, -1.0)] {
-            conv.quiet(row);
-            colour.iter().enumerate().for_each(|(c, weight)| conv.set_centre(row, c, sign * weight));
-        }
-        conv.constant(high, LEVEL);
-        conv.constant(low, -LEVEL);
-    }
-    conv.save(vae)?;
-    for level in 0..widths.len() {
-        let place = format!("encoder.down_blocks.{level}");
-        carry(vae, config, &format!("{place}.resnets.0.conv_shortcut"), widths[level.saturating_sub(1)], widths[level], false)?;
-        carry(vae, config, &format!("{place}.downsamplers.0.conv"), widths[level], widths[level], true)?;
-    }
-    let last = widths[widths.len() - 1];
+    let (widths, latents) = (&config.block_out_channels, config.latent_channels);
+    write(vae, config, "encoder.conv_in", widths[0], &COLOURS)?;
+    levels(vae, config, widths, ["encoder.down_blocks", "downsamplers"], true)?;
     let mut conv = Kernel::open(vae, "encoder.conv_out")?;
-    for i in 0..3 {
-        conv.quiet(i);
-        read(&mut conv, config, last, i, i, 1.0);
-    }
-    (latents..2 * latents).for_each(|row| {
-        conv.quiet(row);
-        conv.bias[row] = LOG_VARIANCE;
-    });
+    read(&mut conv, config, widths[widths.len() - 1], &SAME);
+    (latents..2 * latents).for_each(|row| conv.constant(row, LOG_VARIANCE));
     conv.save(vae)?;
     pass(vae, "quant_conv", 2 * latents)
 }
 
 fn decoder(vae: &ParamStore, config: &VaeConfig) -> Result<()> {
-    pass(vae, "post_quant_conv", config.latent_channels)?;
     let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
-    let mut conv = Kernel::open(vae, "decoder.conv_in")?;
-    for i in 0..3 {
-        let [plus, minus, high, low] = channels(config, widths[0], i);
+    pass(vae, "post_quant_conv", config.latent_channels)?;
+    write(vae, config, "decoder.conv_in", widths[0], &SAME)?;
+    levels(vae, config, &widths, ["decoder.up_blocks", "upsamplers"], false)?;
+    let mut conv = Kernel::open(vae, "decoder.conv_out")?;
+    read(&mut conv, config, widths[widths.len() - 1], &COLOURS_INVERSE);
+    conv.save(vae)
+}
+
+/// Makes the carriers from the first three input channels of a convolution: carrier `i` is row `i` of `mix`.
+fn write(vae: &ParamStore, config: &VaeConfig, name: &str, width: usize, mix: &[[f32; 3]; 3]) -> Result<()> {
+    let mut conv = Kernel::open(vae, name)?;
+    for (i, weights) in mix.iter().enumerate() {
+        let [plus, minus, high, low] = channels(config, width, i);
         for (row, sign) in [(plus, 1.0), (minus, -1.0)] {
             conv.quiet(row);
-            conv.set_centre(row, i, sign);
+            weights.iter().enumerate().for_each(|(input, weight)| conv.set_centre(row, input, sign * weight));
         }
         conv.constant(high, LEVEL);
         conv.constant(low, -LEVEL);
     }
-    conv.save(vae)?;
-    for level in 0..widths.len() {
-        let place = format!("decoder.up_blocks.{level}");
-        carry(vae, config, &format!("{place}.resnets.0.conv_shortcut"), widths[level.saturating_sub(1)], widths[level], false)?;
-        carry(vae, config, &format!("{place}.upsamplers.0.conv"), widths[level], widths[level], false)?;
-    }
-    let last = widths[widths.len() - 1];
-    let mut conv = Kernel::open(vae, "decoder.conv_out")?;
-    for (row, mix) in COLOURS_INVERSE.iter().enumerate() {
-        conv.quiet(row);
-        mix.iter().enumerate().for_each(|(i, &weight)| read(&mut conv, config, last, row, i, weight));
-    }
     conv.save(vae)
+}
+
+/// Makes the first three output channels from the carriers, behind group norm and SiLU of `width` channels: row `i` of `mix`
+/// weighs the carriers of output `i`.
+fn read(conv: &mut Kernel, config: &VaeConfig, width: usize, mix: &[[f32; 3]; 3]) {
+    let size = (width / config.norm_num_groups) as f32;
+    let spread = ((2.0 * POWER + 2.0 * LEVEL * LEVEL + (size - 4.0) * REST_POWER) / size).sqrt();
+    for (row, weights) in mix.iter().enumerate() {
+        conv.quiet(row);
+        for (i, weight) in weights.iter().enumerate() {
+            let [plus, minus, ..] = channels(config, width, i);
+            conv.set_centre(row, plus, weight * spread);
+            conv.set_centre(row, minus, -weight * spread);
+        }
+    }
+}
+
+/// Lets the carriers pass the levels of `blocks`, whose changes of size are called `samplers`.
+fn levels(vae: &ParamStore, config: &VaeConfig, widths: &[usize], [blocks, samplers]: [&str; 2], halve: bool) -> Result<()> {
+    for level in 0..widths.len() {
+        let (from, to) = (widths[level.saturating_sub(1)], widths[level]);
+        carry(vae, config, &format!("{blocks}.{level}.resnets.0.conv_shortcut"), from, to, false)?;
+        carry(vae, config, &format!("{blocks}.{level}.{samplers}.0.conv"), to, to, halve)?;
+    }
+    Ok(())
 }
 
 /// Lets the carriers pass a convolution from `input` to `output` channels, if there is one: unchanged, or as the mean of
@@ -137,15 +141,6 @@ fn carry(vae: &ParamStore, config: &VaeConfig, name: &str, input: usize, output:
         }
     }
     conv.save(vae)
-}
-
-/// Adds `weight` times carrier `i` to `row`, behind group norm and SiLU of `width` channels.
-fn read(conv: &mut Kernel, config: &VaeConfig, width: usize, row: usize, i: usize, weight: f32) {
-    let [plus, minus, ..] = channels(config, width, i);
-    let size = (width / config.norm_num_groups) as f32;
-    let spread = ((2.0 * POWER + 2.0 * LEVEL * LEVEL + (size - 4.0) * 0.1) / size).sqrt();
-    conv.set_centre(row, plus, weight * spread);
-    conv.set_centre(row, minus, -weight * spread);
 }
 
 /// A 1×1 convolution of equal channels starts near the identity.
