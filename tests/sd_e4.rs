@@ -8,14 +8,14 @@ mod fill;
 mod sd;
 
 use candle_core::{Device, Tensor};
-use datum::diffusion::sampler::{Sampler, SamplerKind};
+use datum::diffusion::sampler::SamplerKind;
 use datum::diffusion::{NoiseConfig, NoiseSchedule};
 use datum::models::stable_diffusion::UNet;
 use datum::models::stable_diffusion::config::TextActivation;
 use datum::nn::{AdapterPlan, Builder, mse};
 use datum::train::Gradients;
 use datum::train::optim::{AdamW, AdamWConfig, Group};
-use fill::image;
+use sd::{half, prompts};
 
 /// The table has six decimals; f32 through a whole network.
 const FORWARD: f32 = 1e-4;
@@ -37,26 +37,16 @@ fn assert_within(tolerance: f32, what: &str, found: &Tensor, expected: [f32; 8])
     }
 }
 
-fn prompt(tokens: &[u32]) -> Tensor {
-    let mut ids = tokens.to_vec();
-    ids.resize(16, 99);
-    Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap()
-}
-
 fn timestep(t: f32) -> Tensor {
     Tensor::new(&[t], &Device::Cpu).unwrap()
-}
-
-fn half(name: &str, shape: &[usize]) -> Tensor {
-    (image(name, shape) * 0.5).unwrap()
 }
 
 #[test]
 fn text_encoder_rows() {
     let (text, _) = sd::filled_text(TextActivation::QuickGelu);
-    let ids = text.forward(&prompt(&[98, 5, 17, 33])).unwrap();
+    let ids = text.forward(&prompts(&[&[98, 5, 17, 33]])).unwrap();
     assert_row("clip(ids)", &ids, [-0.024263, 0.809876, 2.112654, 0.901862, -0.435918, 0.882890, 0.832002, 0.211949]);
-    let uncond = text.forward(&prompt(&[98])).unwrap();
+    let uncond = text.forward(&prompts(&[&[98]])).unwrap();
     assert_row("uncond", &uncond, [-0.021938, 0.803578, 2.112654, 0.901862, -1.804879, 1.952828, 0.631802, -0.127839]);
 }
 
@@ -80,7 +70,7 @@ fn autoencoder_rows() {
 #[test]
 fn unet_rows_with_and_without_adapters() {
     let (text, _) = sd::filled_text(TextActivation::QuickGelu);
-    let context = text.forward(&prompt(&[98, 5, 17, 33])).unwrap();
+    let context = text.forward(&prompts(&[&[98, 5, 17, 33]])).unwrap();
     let latents = half("lat", &[1, 4, 8, 8]);
     let (unet, _) = sd::filled_unet(&sd::unet_1());
     let plain = unet.forward(&latents, &timestep(500.0), &context).unwrap();
@@ -107,20 +97,7 @@ fn unet_rows_with_and_without_adapters() {
 
 /// Classifier-free guidance 7.5 from the fixed start.
 fn sampled(kind: SamplerKind, steps: usize) -> Tensor {
-    let (text, _) = sd::filled_text(TextActivation::QuickGelu);
-    let (unet, _) = sd::filled_unet(&sd::unet_1());
-    let prompts = Tensor::cat(&[prompt(&[98]), prompt(&[98, 5, 17, 33])], 0).unwrap();
-    let context = text.forward(&prompts).unwrap().detach();
-    let mut sampler = Sampler::new(kind, &NoiseConfig::default(), steps).unwrap();
-    let mut latents = half("lat", &[1, 4, 8, 8]);
-    for (index, t) in sampler.timesteps().to_vec().into_iter().enumerate() {
-        let both = Tensor::cat(&[&latents, &latents], 0).unwrap();
-        let output = unet.forward(&both, &Tensor::new(&[t as f32, t as f32], &Device::Cpu).unwrap(), &context).unwrap();
-        let halves = output.detach().chunk(2, 0).unwrap();
-        let guided = (&halves[0] + ((&halves[1] - &halves[0]).unwrap() * 7.5).unwrap()).unwrap();
-        latents = sampler.step(&guided, index, &latents, None).unwrap();
-    }
-    latents
+    sd::sampled(kind, steps, half("lat", &[1, 4, 8, 8]), 7.5)
 }
 
 #[test]
@@ -158,7 +135,7 @@ fn dreambooth_rows() {
     let config = AdamWConfig { max_gradient_norm: Some(1.0), ..AdamWConfig::default() };
     let mut optimizer = AdamW::new(vec![Group::all(&store, 1e-2)], config).unwrap();
     for (loss, norm) in [(0.9222467, 7.390532), (0.9094391, 7.373270), (0.8965932, 7.357345)] {
-        let context = text.forward(&prompt(&[98, 5, 17, 33])).unwrap();
+        let context = text.forward(&prompts(&[&[98, 5, 17, 33]])).unwrap();
         let found = mse(&unet.forward(&noisy, &timestep(321.0), &context).unwrap(), &noise).unwrap();
         let gradients = Gradients::of(&found, store.weights()).unwrap();
         let found_norm = optimizer.step(&gradients, 5e-6).unwrap();

@@ -7,27 +7,17 @@ mod fill;
 mod sd;
 
 use candle_core::{D, DType, Device, Tensor};
-use datum::diffusion::sampler::{Sampler, SamplerKind};
+use datum::diffusion::sampler::SamplerKind;
 use datum::diffusion::{NoiseConfig, NoiseSchedule};
 use datum::models::stable_diffusion::config::TextActivation;
 use datum::nn::mse;
 use datum::train::Gradients;
 use datum::train::optim::{AdamW, AdamWConfig, Group};
-use fill::image;
+use sd::{half, prompts};
 
 fn golden(name: &str) -> Tensor {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sd_runs.safetensors");
     candle_core::safetensors::load(file, &Device::Cpu).unwrap()[name].clone()
-}
-
-fn half(name: &str, shape: &[usize]) -> Tensor {
-    (image(name, shape) * 0.5).unwrap()
-}
-
-/// Token ids, padded to the 16 positions of the small text encoder.
-fn prompts(prompts: &[&[u32]]) -> Tensor {
-    let rows = prompts.iter().map(|tokens| tokens.iter().copied().chain(std::iter::repeat(99)).take(16));
-    Tensor::from_vec(rows.flatten().collect::<Vec<_>>(), (prompts.len(), 16), &Device::Cpu).unwrap()
 }
 
 #[test]
@@ -61,19 +51,8 @@ fn five_dreambooth_steps_have_the_reference_losses() {
 
 /// Bytes (64, 96, 3) from the golden file's latents.
 fn picture(kind: SamplerKind) -> Tensor {
-    let (text, _) = sd::filled_text(TextActivation::QuickGelu);
-    let (unet, _) = sd::filled_unet(&sd::unet_1());
     let (vae, _) = sd::filled_vae();
-    let context = text.forward(&prompts(&[&[98], &[98, 5, 17, 33]])).unwrap().detach();
-    let mut sampler = Sampler::new(kind, &NoiseConfig::default(), 10).unwrap();
-    let mut latents = half("start", &[1, 4, 32, 48]);
-    for (index, t) in sampler.timesteps().to_vec().into_iter().enumerate() {
-        let both = Tensor::cat(&[&latents, &latents], 0).unwrap();
-        let time = Tensor::new(&[t as f32; 2], &Device::Cpu).unwrap();
-        let halves = unet.forward(&both, &time, &context).unwrap().detach().chunk(2, 0).unwrap();
-        let guided = (&halves[0] + ((&halves[1] - &halves[0]).unwrap() * 1.5).unwrap()).unwrap();
-        latents = sampler.step(&guided, index, &latents, None).unwrap();
-    }
+    let latents = sd::sampled(kind, 10, half("start", &[1, 4, 32, 48]), 1.5);
     let spread = latents.flatten_all().unwrap().var(D::Minus1).unwrap().sqrt().unwrap();
     let decoded = vae.decode(&latents.broadcast_div(&spread).unwrap()).unwrap();
     let levels = decoded.affine(127.5, 127.5).unwrap().clamp(0f32, 255f32).unwrap().round().unwrap();

@@ -1,7 +1,10 @@
 //! The small Stable Diffusion networks that the golden files were made with.
 #![allow(dead_code)]
 
-use crate::fill::fill_store;
+use crate::fill::{fill_store, image};
+use candle_core::{Device, Tensor};
+use datum::diffusion::NoiseConfig;
+use datum::diffusion::sampler::{Sampler, SamplerKind};
 use datum::models::stable_diffusion::config::{DownBlock, PerLevel, TextActivation, UpBlock};
 use datum::models::stable_diffusion::{TextConfig, TextEncoder, UNet, UNetConfig, Vae, VaeConfig};
 use datum::nn::{Builder, ParamStore};
@@ -85,4 +88,32 @@ pub fn filled_vae() -> (Vae, ParamStore) {
 /// The text encoder of [`text`] with filled parameters.
 pub fn filled_text(hidden_act: TextActivation) -> (TextEncoder, ParamStore) {
     filled("text.", |builder| TextEncoder::new(&text(hidden_act), builder))
+}
+
+/// Input values, uniform in ±1.
+pub fn half(name: &str, shape: &[usize]) -> Tensor {
+    (image(name, shape) * 0.5).unwrap()
+}
+
+/// Token ids, padded to the 16 positions of the small text encoder.
+pub fn prompts(prompts: &[&[u32]]) -> Tensor {
+    let rows = prompts.iter().map(|tokens| tokens.iter().copied().chain(std::iter::repeat(99)).take(16));
+    Tensor::from_vec(rows.flatten().collect::<Vec<_>>(), (prompts.len(), 16), &Device::Cpu).unwrap()
+}
+
+/// Latents after sampling from `start` with classifier-free guidance, by the networks of [`unet_1`] and [`filled_text`].
+pub fn sampled(kind: SamplerKind, steps: usize, start: Tensor, guidance: f64) -> Tensor {
+    let (text, _) = filled_text(TextActivation::QuickGelu);
+    let (unet, _) = filled_unet(&unet_1());
+    let context = text.forward(&prompts(&[&[98], &[98, 5, 17, 33]])).unwrap().detach();
+    let mut sampler = Sampler::new(kind, &NoiseConfig::default(), steps).unwrap();
+    let mut latents = start;
+    for (index, t) in sampler.timesteps().to_vec().into_iter().enumerate() {
+        let both = Tensor::cat(&[&latents, &latents], 0).unwrap();
+        let output = unet.forward(&both, &Tensor::new(&[t as f32; 2], &Device::Cpu).unwrap(), &context).unwrap();
+        let halves = output.detach().chunk(2, 0).unwrap();
+        let guided = (&halves[0] + ((&halves[1] - &halves[0]).unwrap() * guidance).unwrap()).unwrap();
+        latents = sampler.step(&guided, index, &latents, None).unwrap();
+    }
+    latents
 }
