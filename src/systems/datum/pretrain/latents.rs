@@ -2,7 +2,7 @@
 //!
 //! A diffusion model adds the same noise to every channel. Latents of this autoencoder differ tenfold in size (brightness
 //! against colour and detail), so that one factor for all, as in Latent Diffusion, would leave the small ones below the noise
-//! of all but the last steps. The change of scale goes into the convolutions next to the latents: the file stays an
+//! at most timesteps. The change of scale goes into the convolutions next to the latents: the file stays an
 //! `AutoencoderKL` with a scaling factor of 1.
 
 use super::photos::Photos;
