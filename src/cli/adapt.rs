@@ -6,11 +6,12 @@ use super::settings;
 use crate::base::{Error, Result};
 use crate::systems::datum::adapt;
 use crate::systems::datum::config::AdaptConfig;
+use crate::systems::datum::segmenter_file;
 use crate::train::checkpoint::Resume;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Train a segmenter on labelled source and unlabelled (pseudo-)target images
 #[derive(Debug, Args)]
@@ -52,6 +53,9 @@ struct Flags {
     /// ImageNet weights of the encoder (.pth or .safetensors) [default: random]
     #[arg(long, value_name = "FILE")]
     encoder_weights: Option<String>,
+    /// Segmenter to start from, a run of `adapt` or its file [default: encoder weights and a random head]
+    #[arg(long, value_name = "RUN|FILE")]
+    init: Option<String>,
     /// daformer or segformer [default: daformer]
     #[arg(long, value_name = "NAME")]
     decoder: Option<String>,
@@ -98,7 +102,8 @@ fn train(args: &AdaptArgs, run: &RunArgs, resume: Option<&Resume>) -> Result<(Pa
     let progress = args.display.progress();
     let run = settings::run_folder("adapt", &settings::stem(&config.source), run, resume)?;
     let work = || adapt::run(config, &run, resume, &settings::search(), &progress);
-    let file = settings::recorded(&run, &resolved, &[&config.encoder_weights], resume, work)?;
+    let init = segmenter_file::locate(Path::new(&config.init)).display().to_string();
+    let file = settings::recorded(&run, &resolved, &[&config.encoder_weights, &init], resume, work)?;
     Ok((run.path().into(), file))
 }
 

@@ -106,6 +106,39 @@ fn prediction(sandbox: &Sandbox) {
     sandbox.fails("predict --checkpoint adapted double --output x", 2, &["a.jpg and ", "have the same name"]);
 }
 
+/// One step moves no weight by more than its learning rate, so the result shows where the student started.
+#[test]
+fn a_segmenter_is_adapted_further() {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&format!("{ADAPT} --strategy source-only --iterations 3 --set learning_rate=1e-3 --output source"));
+    let line = format!("{ADAPT} --target photos --iterations 1 --seed 7 --set learning_rate=1e-6 --set head_multiplier=1");
+    sandbox.ok(&format!("{line} --init source --output further"));
+    sandbox.ok(&format!("{line} --output fresh"));
+    let tensors = |run: &str| {
+        let file = sandbox.path(&format!("{run}/segmenter.safetensors"));
+        candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap()
+    };
+    let (source, further, fresh) = (tensors("source"), tensors("further"), tensors("fresh"));
+    let distance = |other: &std::collections::HashMap<String, candle_core::Tensor>| {
+        let largest = |(name, tensor): (&String, &candle_core::Tensor)| {
+            (tensor - &other[name]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        source
+            .iter()
+            .filter(|(name, _)| !name.contains("running_") && !name.contains("num_batches"))
+            .map(largest)
+            .fold(0.0, f32::max)
+    };
+    assert!(distance(&further) < 2e-6, "{}", distance(&further));
+    assert!(distance(&fresh) > 1e-3, "{}", distance(&fresh));
+    let hash = sandbox.text("further/environment.json");
+    assert!(hash.contains("source/segmenter.safetensors"), "{hash}");
+
+    let wider = line.replace("decoder_channels=8", "decoder_channels=16");
+    sandbox.fails(&format!("{wider} --init source"), 3, &["source", "\"decoder_channels\":16", "decoder_channels"]);
+    sandbox.fails(&format!("{line} --init nowhere"), 3, &["nowhere"]);
+}
+
 #[test]
 fn lora_runs_are_used_with_their_base() {
     let sandbox = Sandbox::new();

@@ -380,6 +380,9 @@ pub struct AdaptConfig {
     pub encoder: String,
     /// ImageNet weights of the encoder; empty: random.
     pub encoder_weights: String,
+    /// Trained segmenter to start from, a run folder or a file; empty: encoder weights and a random head. For example one
+    /// source-only training as the common start of several adaptations.
+    pub init: String,
     /// `daformer` or `segformer`.
     pub decoder: String,
     /// Width of the head.
@@ -475,6 +478,7 @@ impl Default for AdaptConfig {
             strategy: Strategy::Daformer,
             encoder: "mit-b5".into(),
             encoder_weights: String::new(),
+            init: String::new(),
             decoder: "daformer".into(),
             decoder_channels: 256,
             iterations: 40_000,

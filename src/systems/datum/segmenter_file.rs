@@ -47,6 +47,34 @@ pub fn header(config: &AdaptConfig, source: &Dataset) -> Header {
     }
 }
 
+/// The segmenter file that `path` names: itself, or the one in a run folder.
+pub fn locate(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(FILE) } else { path.into() }
+}
+
+/// Header and weights of a segmenter file, or of the one in a run folder.
+///
+/// # Errors
+/// Files of other kinds or versions.
+pub fn read(path: &Path) -> Result<(Header, weights::SafetensorsFile)> {
+    let file = locate(path);
+    if path.is_dir() && !file.is_file() {
+        let next = "finish the run with `datum adapt … --resume latest`, or name another checkpoint";
+        return Err(Error::data(path, format!("a finished run with {FILE}"), "no such file", next));
+    }
+    let source = weights::SafetensorsFile::open(&file)?;
+    let text = source.metadata()?.remove(KEY).ok_or_else(|| {
+        Error::data(&file, "a segmenter written by `datum adapt`", "weights of another kind", "name a run folder of `adapt`")
+    })?;
+    let header: Header = serde_json::from_str(&text)
+        .map_err(|e| Error::data(&file, "a readable segmenter header", e.to_string(), "train or download the file again"))?;
+    if header.format_version != 1 {
+        let found = format!("version {}", header.format_version);
+        return Err(Error::data(&file, "a segmenter file of version 1", found, "use the program version that wrote it"));
+    }
+    Ok((header, source))
+}
+
 /// A segmenter ready to predict.
 pub struct Segmenter {
     /// What it is.
@@ -68,21 +96,7 @@ impl Segmenter {
     /// # Errors
     /// Files of other kinds or versions, weights that do not fit the header.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { path.join(FILE) } else { PathBuf::from(path) };
-        if path.is_dir() && !file.is_file() {
-            let next = "finish the run with `datum adapt … --resume latest`, or name another checkpoint";
-            return Err(Error::data(path, format!("a finished run with {FILE}"), "no such file", next));
-        }
-        let source = weights::SafetensorsFile::open(&file)?;
-        let text = source.metadata()?.remove(KEY).ok_or_else(|| {
-            Error::data(&file, "a segmenter written by `datum adapt`", "weights of another kind", "name a run folder of `adapt`")
-        })?;
-        let header: Header = serde_json::from_str(&text)
-            .map_err(|e| Error::data(&file, "a readable segmenter header", e.to_string(), "train or download the file again"))?;
-        if header.format_version != 1 {
-            let found = format!("version {}", header.format_version);
-            return Err(Error::data(&file, "a segmenter file of version 1", found, "use the program version that wrote it"));
-        }
+        let (header, source) = read(path)?;
         let builder = Builder::from_source(Box::new(source) as Box<dyn TensorSource>, 0).frozen();
         let network = EncoderDecoder::new(&header.model, &builder)?;
         builder.finish()?;

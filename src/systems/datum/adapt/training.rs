@@ -8,7 +8,7 @@ use crate::io::weights;
 use crate::models::segmenter::{EncoderDecoder, SegmenterConfig};
 use crate::nn::{Builder, ParamStore};
 use crate::systems::datum::config::{AdaptConfig, Strategy};
-use crate::systems::datum::segmenter_file::Header;
+use crate::systems::datum::segmenter_file::{self, Header};
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
@@ -35,7 +35,7 @@ impl Adaptation {
     /// Student, teacher and losses as the strategy says.
     ///
     /// # Errors
-    /// Weights that do not belong to the encoder.
+    /// Weights that do not belong to the encoder, a segmenter to start from that is another network.
     pub fn new(config: &AdaptConfig, header: &Header, source: &Dataset, batches: Batches) -> Result<Self> {
         let (student, parameters) = student(config, &header.model)?;
         let rules = [
@@ -98,12 +98,8 @@ fn engine(
         strong_augment: Some(augment),
     };
     let mut engine = SelfTraining::new(student, parameters, header.model.normalization(), step);
-    if config.strategy == Strategy::SourceOnly {
-        return Ok(engine);
-    }
-    engine.teacher =
-        Some(Teacher::new(&engine.parameters, settings.ema_decay, |builder| EncoderDecoder::new(&header.model, builder))?);
-    if settings.feature_distance > 0.0 && !config.encoder_weights.is_empty() {
+    let adapts = config.strategy != Strategy::SourceOnly;
+    if adapts && settings.feature_distance > 0.0 && !config.encoder_weights.is_empty() {
         let imagenet = Builder::from_source(engine.parameters.copied()?.tensors(), 0).frozen();
         let imagenet = EncoderDecoder::new(&header.model, &imagenet)?;
         let thing_classes = source.classes.thing_ids().into_iter().map(|id| id as u32).collect();
@@ -111,7 +107,25 @@ fn engine(
             FeatureDistanceConfig { weight: settings.feature_distance, thing_classes, ..FeatureDistanceConfig::default() };
         engine.losses.push(Box::new(FeatureDistance::new(imagenet, distance)));
     }
+    if !config.init.is_empty() {
+        start_from(Path::new(&config.init), header, &engine.parameters)?;
+    }
+    if adapts {
+        let network = |builder: &Builder| EncoderDecoder::new(&header.model, builder);
+        engine.teacher = Some(Teacher::new(&engine.parameters, settings.ema_decay, network)?);
+    }
     Ok(engine)
+}
+
+/// Gives the student the weights of a trained segmenter of the same network and number of classes.
+fn start_from(path: &Path, header: &Header, parameters: &ParamStore) -> Result<()> {
+    let (found, weights) = segmenter_file::read(path)?;
+    if found.model != header.model {
+        let show = |model: &SegmenterConfig| serde_json::to_string(model).unwrap_or_default();
+        let next = "start from a segmenter of this network, or set encoder, decoder and decoder_channels to its values";
+        return Err(Error::data(path, format!("a segmenter {}", show(&header.model)), show(&found.model), next));
+    }
+    parameters.load(&weights)
 }
 
 impl Training for Adaptation {
