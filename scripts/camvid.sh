@@ -7,19 +7,22 @@
 # LITE0   ImageNet weights of EfficientNet-Lite0 (efficientnet-lite0-*.pth)
 # OUTPUT  folder for runs and results; finished stages are kept, a stopped stage goes on
 #
-# Environment: SHOT (stem of the one photo, 0001TP_007500), SEED (0), DATUM (the program, target/release/datum).
+# Environment: SHOT (stem of the one photo, 0001TP_007500), SEEDS of the adaptations (0,1,2),
+#              DATUM (the program, target/release/datum).
 set -euo pipefail
-if [ $# -ne 3 ]; then sed -n '2,11p' "$0" >&2; exit 2; fi
+if [ $# -ne 3 ]; then sed -n '2,12p' "$0" >&2; exit 2; fi
 camvid=$1 lite0=$2 out=$3
-shot=${SHOT:-0001TP_007500} seed=${SEED:-0} datum=${DATUM:-target/release/datum}
+shot=${SHOT:-0001TP_007500} seeds=${SEEDS:-0,1,2} datum=${DATUM:-target/release/datum}
 for needed in "$camvid/day/train.txt" "$camvid/dusk/images/$shot.jpg" "$lite0" "$datum"; do
   [ -e "$needed" ] || { echo "camvid.sh: $needed is not there; nothing was run" >&2; exit 3; }
 done
-mkdir -p "$out/photos"
-recipe=(--recipe camvid-dusk --seed "$seed")
+mkdir -p "$out/photos" "$out/shot"
+photo=$camvid/dusk/images/$shot.jpg
+recipe=(--recipe camvid-dusk)
 
-# The unlabelled day photos, and the dusk photos but for the one that is used.
+# The unlabelled day photos, the one dusk photo, and the other dusk photos for the evaluation.
 while read -r stem; do ln -sf "$(realpath "$camvid/day/images/$stem.jpg")" "$out/photos/"; done < "$camvid/day/train.txt"
+ln -sf "$(realpath "$photo")" "$out/shot/"
 grep -vx "$shot" "$camvid/dusk/train.txt" > "$out/others.txt"
 printf 'extends = "camvid"\nroot = "%s"\n[splits]\nothers = "%s"\n' \
   "$(realpath "$camvid/dusk")" "$(realpath "$out/others.txt")" > "$out/dusk.toml"
@@ -32,28 +35,25 @@ stage() {
   "$datum" "$verb" "$@" --output "$out/$name" "${resume[@]}" && touch "$out/$name.done"
 }
 stage pretrain pretrain "${recipe[@]}" --images "$out/photos"
-stage personalize personalize "${recipe[@]}" "$camvid/dusk/images/$shot.jpg" --base "$out/pretrain"
-stage generate generate "${recipe[@]}" --prompts things.txt --model "$out/personalize"
-mkdir -p "$out/shot" "$out/pseudo-target"
-ln -sf "$(realpath "$camvid/dusk/images/$shot.jpg")" "$out/shot/"
+stage personalize personalize "${recipe[@]}" "$photo" --base "$out/pretrain"
+stage generate generate "${recipe[@]}" --prompts things.txt --model "$out/personalize" \
+  --init-images "$out/photos" --init-style "$photo"
 
-adapt() {
+# All rows go on from one source-only training, so that they share what they know of the source.
+source=(--source "camvid=$camvid/day" --encoder-weights "$lite0")
+stage start adapt "${recipe[@]}" "${source[@]}" --strategy source-only --iterations 1500 \
+  --set learning_rate=1e-3 --set warmup=60
+
+row() {
   local name=$1; shift
-  stage "$name" adapt "${recipe[@]}" --source "camvid=$camvid/day" --encoder-weights "$lite0" "$@"
-  "$datum" evaluate --checkpoint "$out/$name" --dataset "$out/dusk.toml" --split others --quiet --json \
-    --overlays "$out/$name/overlays" > "$out/$name.json"
+  stage "$name" adapt "${recipe[@]}" "${source[@]}" --init "$out/start" --seeds "$seeds" "$@"
+  echo "== $name"
+  "$datum" evaluate --checkpoint "$out/$name" --dataset "$out/dusk.toml" --split others --quiet \
+    --overlays "$out/$name/overlays" | tee "$out/$name.txt"
 }
-adapt source-only --strategy source-only
-adapt fda --strategy source-only --target "$out/shot" --set fourier=0.01
-adapt datum --target "$out/generate/images"
-adapt datum-fda --target "$out/generate/images" --set fourier=0.01
-adapt all-dusk --target "camvid=$camvid/dusk"
-
-for row in source-only fda datum datum-fda all-dusk; do
-  python3 - "$row" "$out/$row.json" <<'PY' 2>/dev/null || { echo "$row: $(cat "$out/$row.json")"; }
-import json, sys
-scores = json.load(open(sys.argv[2]))
-line = " ".join(f"{c['name']} {100 * c['iou']:.1f}" if c["iou"] is not None else f"{c['name']} -" for c in scores["classes"])
-print(f"{sys.argv[1]:12} mIoU {100 * scores['mIoU']:.2f}  {line}")
-PY
-done
+row source-only --strategy source-only
+row fda --strategy source-only --target "$out/shot" --set fourier=0.01
+row photo-fda --target "$out/shot" --set fourier=0.01
+row datum --target "$out/generate/images"
+row datum-fda --target "$out/generate/images" --set fourier=0.01
+row all-dusk --target "camvid=$camvid/dusk"

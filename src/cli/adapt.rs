@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
                         datum adapt --source camvid=photos/day --target runs/set/images --encoder efficientnet-lite0 \\\n    \
                         --encoder-weights lite0.pth --iterations 1000\n  \
                         datum adapt --source gta --strategy source-only\n  \
-                        datum adapt --source gta --target runs/set/images --seeds 0,1,2")]
+                        datum adapt --source gta --target runs/set/images --seeds 0,1,2\n  \
+                        datum adapt --source gta --target runs/set/images --init runs/source-only")]
 pub struct AdaptArgs {
     #[command(flatten)]
     flags: Flags,

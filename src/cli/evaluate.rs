@@ -2,12 +2,13 @@
 
 use super::common::{ComputeArgs, DisplayArgs};
 use super::settings;
+use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::Dataset;
-use crate::eval::{self, Evaluation, Inference};
-use crate::systems::datum::evaluate;
+use crate::eval::{self, Evaluation, Inference, SeedScores, Series};
+use crate::systems::datum::{evaluate, segmenter_file};
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Score a segmenter, or a folder of predictions, on a labelled data set
 #[derive(Debug, Args)]
@@ -15,7 +16,7 @@ use std::path::PathBuf;
                         datum evaluate --predictions ids --dataset cityscapes --split val --json\n  \
                         datum evaluate --checkpoint runs/adapted --dataset cityscapes --fail-under 0.5")]
 pub struct EvaluateArgs {
-    /// Run of `adapt`, or a segmenter file
+    /// Run of `adapt`, or a segmenter file; of a run with `--seeds`, mean and spread are shown
     #[arg(long, value_name = "RUN|FILE", required_unless_present = "predictions", conflicts_with = "predictions")]
     checkpoint: Option<PathBuf>,
     /// Folder of id maps made by any tool
@@ -65,21 +66,51 @@ pub fn run(args: EvaluateArgs) -> Result<()> {
     let progress = args.display.progress();
     let dataset = Dataset::open(&args.dataset, &settings::search())?;
     let split = args.split.as_deref().or_else(|| dataset.first_split(&["val"]));
-    let evaluation = evaluation(&args, &dataset, split, &progress)?;
     let ascii = std::env::var_os("NO_COLOR").is_some();
-    args.display.result(&evaluation.scores, || eval::table(&evaluation.scores, ascii))?;
-    let miou = evaluation.scores.miou.unwrap_or(0.0);
+    let miou = match args.checkpoint.as_deref().map(segmenter_file::seeds).unwrap_or_default() {
+        seeds if seeds.is_empty() => {
+            let checkpoint = args.checkpoint.as_deref().unwrap_or(Path::new(""));
+            let scores = evaluation(&args, checkpoint, args.overlays.as_deref(), &dataset, split, &progress)?.scores;
+            args.display.result(&scores, || eval::table(&scores, ascii))?;
+            scores.miou
+        }
+        seeds => {
+            let series = series(&args, &seeds, &dataset, split, &progress)?;
+            args.display.result(&series, || eval::series_table(&series, ascii))?;
+            series.mean.miou
+        }
+    }
+    .unwrap_or(0.0);
     match args.fail_under {
         Some(least) if miou < least => Err(Error::Gate(format!("mIoU {miou:.4} is below --fail-under {least}"))),
         _ => Ok(()),
     }
 }
 
-fn evaluation(
+/// The scores of every seed of a run.
+fn series(
     args: &EvaluateArgs,
+    seeds: &[(u64, PathBuf)],
     dataset: &Dataset,
     split: Option<&str>,
-    progress: &dyn crate::base::progress::Progress,
+    progress: &dyn Progress,
+) -> Result<Series> {
+    let of_seed = |(seed, folder): &(u64, PathBuf)| {
+        let overlays = args.overlays.as_ref().map(|overlays| overlays.join(format!("seed-{seed}")));
+        let scores = evaluation(args, folder, overlays.as_deref(), dataset, split, progress)?.scores;
+        Ok(SeedScores { seed: *seed, scores })
+    };
+    let runs = seeds.iter().map(of_seed).collect::<Result<Vec<_>>>()?;
+    Series::new(runs).ok_or_else(|| Error::Usage("no seed to evaluate".into()))
+}
+
+fn evaluation(
+    args: &EvaluateArgs,
+    checkpoint: &Path,
+    overlays: Option<&Path>,
+    dataset: &Dataset,
+    split: Option<&str>,
+    progress: &dyn Progress,
 ) -> Result<Evaluation> {
     if let Some(folder) = &args.predictions {
         return eval::score_predictions(dataset, split, folder, progress);
@@ -91,6 +122,5 @@ fn evaluation(
         }
         InferenceChoice::Slide => Inference::Slide { window: (args.window, args.window), stride: (args.stride, args.stride) },
     };
-    let checkpoint = args.checkpoint.as_deref().unwrap_or(std::path::Path::new(""));
-    evaluate::checkpoint(checkpoint, dataset, split, inference, args.overlays.as_deref(), progress)
+    evaluate::checkpoint(checkpoint, dataset, split, inference, overlays, progress)
 }

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Images that are there already are kept: run the same command with the same --output to go on.\n\n\
                         Examples:\n  datum generate --prompts things.txt\n  \
                         datum generate --prompts things.txt --count 500 --shard 0/4 --output set\n  \
-                        datum generate --prompts my.txt --model runs/small/model --lora style.safetensors:0.8")]
+                        datum generate --prompts my.txt --model runs/small/model --lora style.safetensors:0.8\n  \
+                        datum generate --prompts things.txt --init-images day --init-style target.png --scheduler ddim")]
 pub struct GenerateArgs {
     #[command(flatten)]
     flags: Flags,
@@ -79,6 +80,9 @@ struct Flags {
     /// Share of the way to noise that these photos go [default: 0.6]
     #[arg(long, value_name = "X")]
     strength: Option<f64>,
+    /// Photo whose light and colours these photos take over first (FDA), e.g. the one of the target
+    #[arg(long, value_name = "IMAGE")]
+    init_style: Option<String>,
 }
 
 /// Runs the verb.

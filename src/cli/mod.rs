@@ -69,3 +69,36 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Predict(args) => predict::run(args),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Command lines in `text` that call the program; a line goes on after a backslash, a comment ends it.
+    fn commands(text: &str) -> Vec<String> {
+        let joined = text.replace("\\\n", " ");
+        let lines = joined.lines().map(|line| line.split(" #").next().unwrap_or_default().trim());
+        lines.filter(|line| line.starts_with("datum ")).map(String::from).collect()
+    }
+
+    fn parses(commands: &[String], place: &str) {
+        for command in commands {
+            let parsed = Cli::try_parse_from(command.split_whitespace());
+            assert!(parsed.is_ok(), "{place}: `{command}`: {}", parsed.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn every_command_of_the_readme_and_the_help_is_accepted() {
+        let readme = commands(include_str!("../../README.md"));
+        assert!(readme.len() >= 7, "{readme:?}");
+        parses(&readme, "README.md");
+        for verb in Cli::command().get_subcommands() {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = commands(&help);
+            assert!(!examples.is_empty(), "{} has no example", verb.get_name());
+            parses(&examples, verb.get_name());
+        }
+    }
+}

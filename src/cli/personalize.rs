@@ -13,10 +13,14 @@ use serde_json::json;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  datum personalize target.png\n  \
                         datum personalize target.png --method lora --rank 8\n  \
+                        datum personalize target.png --plan\n  \
                         datum personalize target.png --base runs/small/model --resolution 256 --crop-size 256 --steps 300")]
 pub struct PersonalizeArgs {
     #[command(flatten)]
     flags: Flags,
+    /// Say what would be trained and how much memory each method needs; train and write nothing
+    #[arg(long, conflicts_with = "resume")]
+    plan: bool,
     #[command(flatten)]
     resume: ResumeArgs,
     #[command(flatten)]
@@ -110,6 +114,10 @@ pub fn run(args: PersonalizeArgs) -> Result<()> {
         .ok_or_else(|| Error::Usage("personalize needs a photo of the target\n  next: `datum personalize target.png`".into()))?;
     config.validate()?;
     let progress = args.display.progress();
+    if args.plan {
+        let plan = personalize::plan(config, &settings::places(), &progress)?;
+        return args.display.result(&plan, || plan.text());
+    }
     let resume = args.resume.resume.as_ref();
     let run = settings::run_folder("personalize", &settings::stem(first), &args.run, resume)?;
     let inputs: Vec<&str> = config.images.iter().map(String::as_str).collect();

@@ -4,6 +4,7 @@
 
 pub mod denoising;
 pub mod folder;
+pub mod footprint;
 pub mod lora;
 pub mod model;
 pub mod noise_schedule;

@@ -7,6 +7,7 @@ mod inference;
 mod output;
 mod predictions;
 mod scores;
+mod series;
 mod table;
 
 pub use confusion::ConfusionMatrix;
@@ -15,4 +16,5 @@ pub use inference::{Inference, slide_windows};
 pub use output::{Format, write_prediction};
 pub use predictions::{PredictionIds, score_predictions};
 pub use scores::{ClassScore, Scores};
-pub use table::table;
+pub use series::{SeedScores, Series};
+pub use table::{series_table, table};

@@ -2,7 +2,7 @@
 
 use super::support::Sandbox;
 use candle_core::{Device, Tensor};
-use datum::io::images::read_rgb;
+use datum::io::images::{self, RgbImage, read_rgb};
 use datum::io::png_text;
 use std::collections::BTreeMap;
 
@@ -133,6 +133,13 @@ fn initial_photos_need_a_solver_that_can_start_from_them() {
     for strength in ["0", "1.5"] {
         sandbox.fails(&format!("{line} --scheduler ddim --strength {strength}"), 2, &["above 0 and up to 1"]);
     }
+    let dark = RgbImage { height: 32, width: 48, pixels: [[20, 25, 40]; 32 * 48].concat() };
+    images::write_png(&sandbox.path("dusk.png"), &dark, &[]).unwrap();
+    assert_ne!(image("--strength 0.5 --init-style dusk.png", "dusk"), half);
+    let facts = png_text::read_facts(&sandbox.path("dusk/images/im_0_p0.png")).unwrap().unwrap();
+    assert!(facts.start.contains("strength 0.5 style ") && facts.start.ends_with("bandwidth 0.01"), "{}", facts.start);
+    let alone = line.replace("--init-images photos", "--init-style dusk.png");
+    sandbox.fails(&format!("{alone} --scheduler ddim"), 2, &["--init-images"]);
     sandbox.write("photos/broken.png", b"no picture");
     assert!(sandbox.ok(&format!("{line} --scheduler ddim --output o2")).stderr.contains("broken.png"));
 }

@@ -166,6 +166,35 @@ fn lora_runs_are_used_with_their_base() {
 }
 
 #[test]
+fn a_plan_writes_nothing_and_fits_what_happens() {
+    let sandbox = Sandbox::new();
+    let before = sandbox.contents(".").len();
+    let plan = json(&sandbox.ok(&format!("{PERSONALIZE} --plan --json")).stdout);
+    assert_eq!(sandbox.contents(".").len(), before);
+    let [full, lora] = [0, 2].map(|i| &plan["choices"][i]);
+    assert_eq!((&full["method"], &lora["method"]), (&"full".into(), &"lora".into()));
+    assert!(full["peak_bytes"].as_u64() > lora["peak_bytes"].as_u64(), "{plan}");
+    let table = sandbox.ok(&format!("{PERSONALIZE} --plan")).stdout;
+    assert!(table.contains("this run") && table.contains("nothing was trained or written"), "{table}");
+    let large = PERSONALIZE.replace("--crop-size 32", "--crop-size 4000");
+    sandbox.fails(&format!("{large} --plan"), 2, &["--crop-size 4000"]);
+
+    // What the plan counts as trained is what the training writes.
+    let written = |run: &str, file: &str| -> u64 {
+        let file = sandbox.path(&format!("{run}/{file}"));
+        let tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).unwrap();
+        let values = tensors.iter().filter(|(name, _)| !name.ends_with("alpha"));
+        values.map(|(_, tensor)| tensor.elem_count() as u64).sum()
+    };
+    sandbox.ok(&format!("{PERSONALIZE} --steps 1 --output whole"));
+    let whole = written("whole", "model/unet/diffusion_pytorch_model.safetensors")
+        + written("whole", "model/text_encoder/model.safetensors");
+    assert_eq!(full["trained"].as_u64(), Some(whole));
+    sandbox.ok(&format!("{PERSONALIZE} --steps 1 --method lora --output low"));
+    assert_eq!(lora["trained"].as_u64(), Some(written("low", "pytorch_lora_weights.safetensors")));
+}
+
+#[test]
 fn prior_preservation_makes_class_images_once() {
     let sandbox = Sandbox::new();
     let line =

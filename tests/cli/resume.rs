@@ -92,6 +92,19 @@ fn seeds_are_trained_one_by_one() {
     sandbox.ok(&format!("{line} --seeds 0,3 --output both --resume latest"));
     assert!(trained("alone") == trained("both/seed-3"), "what is missing is trained");
     sandbox.fails(&format!("{line} --seeds 0,3 --resume latest --output alone"), 3, &["a run of `adapt --seeds`", "--output"]);
+    let score = |checkpoint: &str| -> serde_json::Value {
+        let line = format!("evaluate --checkpoint {checkpoint} --dataset set.toml --json -q");
+        serde_json::from_str(&sandbox.ok(&line).stdout).unwrap()
+    };
+    let (series, alone) = (score("both"), score("alone"));
+    assert_eq!((&series["seeds"][1]["seed"], &series["seeds"][1]["mIoU"]), (&3.into(), &alone["mIoU"]));
+    let mean = (series["seeds"][0]["mIoU"].as_f64().unwrap() + alone["mIoU"].as_f64().unwrap()) / 2.0;
+    assert!((series["mIoU"].as_f64().unwrap() - mean).abs() < 1e-12 && series["sd"]["mIoU"].is_number(), "{series}");
+    let table = sandbox.ok("evaluate --checkpoint both --dataset set.toml --overlays seen");
+    assert!(table.stdout.contains(" ± ") && table.stdout.trim_end().ends_with("mean ± sd of seeds 0, 3"), "{}", table.stdout);
+    assert_eq!(sandbox.contents("seen/seed-3").len(), 4);
+    std::fs::remove_file(sandbox.path("both/seed-3/segmenter.safetensors")).unwrap();
+    sandbox.fails("evaluate --checkpoint both --dataset set.toml", 3, &["both/seed-3", "--resume latest"]);
     let one = format!("{line} --seeds 0,3 --resume both/seed-0/checkpoints/step-000002");
     sandbox.fails(&one, 2, &["goes on with a whole run"]);
 }

@@ -119,13 +119,15 @@ pub enum UpBlock {
 }
 
 impl DownBlock {
-    pub(super) fn attends(self) -> bool {
+    /// Whether it has attention.
+    pub fn attends(self) -> bool {
         self == Self::CrossAttnDownBlock2D
     }
 }
 
 impl UpBlock {
-    pub(super) fn attends(self) -> bool {
+    /// Whether it has attention.
+    pub fn attends(self) -> bool {
         self == Self::CrossAttnUpBlock2D
     }
 }

@@ -336,6 +336,11 @@ pub struct GenerateConfig {
     pub init_images: String,
     /// Share of the way to noise that an initial photo goes (0 keeps it, 1 forgets it).
     pub strength: f64,
+    /// Photo whose light and colours initial photos take over (FDA) before they are noised: what remains of an initial photo
+    /// after noising is its light above all. Empty: they stay as they are.
+    pub init_style: String,
+    /// FDA's bandwidth for `init_style`.
+    pub init_style_bandwidth: f64,
 }
 
 impl Default for GenerateConfig {
@@ -358,6 +363,8 @@ impl Default for GenerateConfig {
             latents: String::new(),
             init_images: String::new(),
             strength: 0.6,
+            init_style: String::new(),
+            init_style_bandwidth: 0.01,
         }
     }
 }

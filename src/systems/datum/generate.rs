@@ -4,6 +4,7 @@ use super::base;
 use super::config::GenerateConfig;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
+use crate::data::fourier::FourierTransfer;
 use crate::data::resize::antialiased;
 use crate::diffusion::model::Model;
 use crate::diffusion::sampler::SamplerKind;
@@ -106,6 +107,7 @@ struct Job<'a> {
     model_hash: String,
     latents: Option<Tensor>,
     initial: Vec<PathBuf>,
+    style: Option<FourierTransfer>,
     /// See [`GenerationFacts::start`]: one for each initial photo, or one for all images.
     starts: Vec<String>,
 }
@@ -115,6 +117,7 @@ impl<'a> Job<'a> {
         let kind: SamplerKind = config.scheduler.parse()?;
         let latent_size = model.latent_size(config.height, config.width)?;
         let factor = model.vae_config.downsampling();
+        let size = (latent_size.0 * factor, latent_size.1 * factor);
         let settings = SamplingSettings {
             sampler: kind,
             steps: config.steps,
@@ -141,11 +144,12 @@ impl<'a> Job<'a> {
             sampler: model.sampler()?,
             settings,
             prompts,
-            size: (latent_size.0 * factor, latent_size.1 * factor),
+            size,
             model_hash: model.digest()?,
             latents: read_latents(config, [model.vae_config.latent_channels, latent_size.0, latent_size.1])?,
             starts: starts(config, &initial)?,
             initial,
+            style: style(config, size)?,
         })
     }
 
@@ -214,7 +218,10 @@ impl<'a> Job<'a> {
             return Ok(None);
         }
         let path = &self.initial[(j % self.initial.len() as u64) as usize];
-        let photo = antialiased(&images::read_rgb(path)?, self.size);
+        let mut photo = antialiased(&images::read_rgb(path)?, self.size);
+        if let Some(style) = &self.style {
+            photo.pixels = style.apply(&floats(&photo), self.size)?.into_iter().map(|v| v.round() as u8).collect();
+        }
         Ok(Some((self.sampler.encode(&to_tensor(&[photo])?)?, self.config.strength)))
     }
 
@@ -235,6 +242,27 @@ fn relative(path: &Path, folder: &Path) -> String {
     }
 }
 
+/// The photo that initial photos are made similar to.
+fn style(config: &GenerateConfig, size: (usize, usize)) -> Result<Option<FourierTransfer>> {
+    if config.init_style.is_empty() {
+        return Ok(None);
+    }
+    if config.init_images.is_empty() {
+        return Err(Error::Usage(
+            "--init-style changes initial photos
+  next: add `--init-images FOLDER`"
+                .into(),
+        ));
+    }
+    // Amplitudes grow with the number of pixels, so both pictures must have one size.
+    let photo = antialiased(&images::read_rgb(Path::new(&config.init_style))?, size);
+    FourierTransfer::new(floats(&photo), size, config.init_style_bandwidth).map(Some)
+}
+
+fn floats(image: &RgbImage) -> Vec<f32> {
+    image.pixels.iter().map(|&pixel| f32::from(pixel)).collect()
+}
+
 fn starts(config: &GenerateConfig, initial: &[PathBuf]) -> Result<Vec<String>> {
     let digest = |path: &Path| hash::file(path).map(|hash| hash[..16].to_string());
     let latents = match config.latents.as_str() {
@@ -244,7 +272,14 @@ fn starts(config: &GenerateConfig, initial: &[PathBuf]) -> Result<Vec<String>> {
     if initial.is_empty() {
         return Ok(vec![latents]);
     }
-    let photo = |path: &PathBuf| Ok(format!("{latents} photo {} strength {}", digest(path)?, config.strength).trim().to_string());
+    let style = match config.init_style.as_str() {
+        "" => String::new(),
+        file => format!(" style {} bandwidth {}", digest(Path::new(file))?, config.init_style_bandwidth),
+    };
+    let photo = |path: &PathBuf| {
+        let start = format!("{latents} photo {} strength {}{style}", digest(path)?, config.strength);
+        Ok(start.trim().to_string())
+    };
     initial.iter().map(photo).collect()
 }
 

@@ -52,6 +52,17 @@ pub fn locate(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(FILE) } else { path.into() }
 }
 
+/// The folders of a run with several seeds, `seed-N`, by seed; none for other runs and files.
+pub fn seeds(run: &Path) -> Vec<(u64, PathBuf)> {
+    let folder = |entry: std::fs::DirEntry| {
+        let seed = entry.file_name().to_str()?.strip_prefix("seed-")?.parse().ok()?;
+        entry.path().join("recipe.toml").is_file().then(|| (seed, entry.path()))
+    };
+    let mut seeds: Vec<_> = std::fs::read_dir(run).into_iter().flatten().flatten().filter_map(folder).collect();
+    seeds.sort();
+    seeds
+}
+
 /// Header and weights of a segmenter file, or of the one in a run folder.
 ///
 /// # Errors

@@ -214,11 +214,11 @@ fn frozen_view(model: &Model, parameters: &ParamStore, config: &PersonalizeConfi
 
 /// # Source
 /// diffusers' LoRA targets: the projections of every attention.
-fn unet_plan(config: &PersonalizeConfig) -> AdapterPlan {
+pub(super) fn unet_plan(config: &PersonalizeConfig) -> AdapterPlan {
     plan(config, &["to_q", "to_k", "to_v", "to_out.0"])
 }
 
-fn text_plan(config: &PersonalizeConfig) -> AdapterPlan {
+pub(super) fn text_plan(config: &PersonalizeConfig) -> AdapterPlan {
     plan(config, &["q_proj", "k_proj", "v_proj", "out_proj"])
 }
 

@@ -1,9 +1,10 @@
 //! `datum personalize`: teaches a text-to-image model the look of one photo.
 //!
-//! `dreambooth` is the training; `class_images` makes the pictures of prior preservation.
+//! `dreambooth` is the training; `class_images` makes the pictures of prior preservation; `plan` says what it would need.
 
 mod class_images;
 mod dreambooth;
+mod plan;
 
 use super::base::{self, Places};
 use super::config::{Method, PersonalizeConfig};
@@ -16,6 +17,7 @@ use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
+pub use plan::{Choice, Plan, plan};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

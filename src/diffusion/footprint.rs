@@ -1,0 +1,74 @@
+//! How much memory a training needs, from the settings alone.
+//!
+//! Everything a forward pass makes stays until the backward pass has used it, so the activations are a sum over the layers.
+//! Parameters, gradients and the optimiser's moments are counted exactly by the callers.
+
+use crate::models::stable_diffusion::{TextConfig, UNetConfig, VaeConfig};
+
+/// f32.
+pub const BYTES: u64 = 4;
+
+/// Bytes that one item's pass through the U-Net keeps.
+///
+/// # Shapes
+/// `latent` (h, w), `tokens` T of the prompt
+pub fn unet(config: &UNetConfig, latent: (usize, usize), tokens: usize) -> u64 {
+    let channels = &config.block_out_channels;
+    let levels = channels.len();
+    let mut area: Vec<usize> = vec![latent.0 * latent.1];
+    let mut size = latent;
+    for _ in 1..levels {
+        size = (size.0.div_ceil(2), size.1.div_ceil(2));
+        area.push(size.0 * size.1);
+    }
+    let attention = |level: usize, attends: bool| if attends { transformer(channels[level], area[level], tokens) } else { 0 };
+    let mut values = area[0] * (2 * channels[0] + config.out_channels);
+    let mut skips = vec![channels[0]];
+    let mut width = channels[0];
+    for (level, kind) in config.down_block_types.iter().enumerate() {
+        for _ in 0..config.layers_per_block {
+            values += residual(width, channels[level], area[level]) + attention(level, kind.attends());
+            width = channels[level];
+            skips.push(width);
+        }
+        if level + 1 < levels {
+            values += area[level + 1] * width;
+            skips.push(width);
+        }
+    }
+    values += 2 * residual(width, width, area[levels - 1]) + attention(levels - 1, true);
+    for (i, kind) in config.up_block_types.iter().enumerate() {
+        let level = levels - 1 - i;
+        for _ in 0..=config.layers_per_block {
+            let joined = width + skips.pop().unwrap_or(0);
+            width = channels[level];
+            values += area[level] * joined + residual(joined, width, area[level]) + attention(level, kind.attends());
+        }
+        if level > 0 {
+            values += 2 * area[level - 1] * width;
+        }
+    }
+    values as u64 * BYTES
+}
+
+/// Norm and convolution twice, the shift by the timestep, the sum; a shortcut where the width changes.
+fn residual(inputs: usize, outputs: usize, area: usize) -> usize {
+    area * (inputs + 5 * outputs + if inputs == outputs { 0 } else { outputs })
+}
+
+/// Norm, two projections, tokens and back; self- and cross-attention; a feed-forward layer of width 8C.
+fn transformer(channels: usize, area: usize, tokens: usize) -> usize {
+    let (around, own, cross, feed_forward) = (6, 11, 7, 15);
+    area * channels * (around + own + cross + feed_forward) + 4 * tokens * channels
+}
+
+/// Bytes that one item's pass through the text encoder keeps.
+pub fn text(config: &TextConfig, tokens: usize) -> u64 {
+    let layer = 12 * config.hidden_size + 2 * config.intermediate_size;
+    (tokens * (config.num_hidden_layers * layer + 3 * config.hidden_size)) as u64 * BYTES
+}
+
+/// Bytes at the widest place of the autoencoder while it encodes one item without gradients: three maps of full size.
+pub fn vae_encoding(config: &VaeConfig, side: usize) -> u64 {
+    3 * (side * side * config.block_out_channels.first().copied().unwrap_or(0)) as u64 * BYTES
+}
