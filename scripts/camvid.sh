@@ -7,18 +7,19 @@
 # LITE0   ImageNet weights of EfficientNet-Lite0 (efficientnet-lite0-*.pth)
 # OUTPUT  folder for runs and results; finished stages are kept, a stopped stage goes on
 #
-# Environment: SHOT (stem of the one photo, 0001TP_007500), SEEDS of the adaptations (0,1,2),
-#              DATUM (the program, target/release/datum).
+# Environment: SHOT (stem of the one photo, 0001TP_007500), SEEDS of the adaptations (0,1,2), RECIPE (camvid-dusk),
+#              START (steps of the source-only training that all rows go on from, 1500), DATUM (target/release/datum).
 set -euo pipefail
 if [ $# -ne 3 ]; then sed -n '2,12p' "$0" >&2; exit 2; fi
 camvid=$1 lite0=$2 out=$3
-shot=${SHOT:-0001TP_007500} seeds=${SEEDS:-0,1,2} datum=${DATUM:-target/release/datum}
+shot=${SHOT:-0001TP_007500} seeds=${SEEDS:-0,1,2} start=${START:-1500}
+datum=${DATUM:-target/release/datum}
 for needed in "$camvid/day/train.txt" "$camvid/dusk/images/$shot.jpg" "$lite0" "$datum"; do
   [ -e "$needed" ] || { echo "camvid.sh: $needed is not there; nothing was run" >&2; exit 3; }
 done
 mkdir -p "$out/photos" "$out/shot"
 photo=$camvid/dusk/images/$shot.jpg
-recipe=(--recipe camvid-dusk)
+recipe=(--recipe "${RECIPE:-camvid-dusk}")
 
 # The unlabelled day photos, the one dusk photo, and the other dusk photos for the evaluation.
 while read -r stem; do ln -sf "$(realpath "$camvid/day/images/$stem.jpg")" "$out/photos/"; done < "$camvid/day/train.txt"
@@ -39,9 +40,15 @@ stage personalize personalize "${recipe[@]}" "$photo" --base "$out/pretrain"
 stage generate generate "${recipe[@]}" --prompts things.txt --model "$out/personalize" \
   --init-images "$out/photos" --init-style "$photo"
 
+# The pseudo-target set: the generated pictures, and the photo itself as every fifth picture.
+mkdir -p "$out/pseudo-target"
+ln -sf "$(realpath "$out/generate/images")"/*.png "$out/pseudo-target/"
+count=$(find "$out/generate/images" -name '*.png' | wc -l)
+for i in $(seq $((count / 4))); do ln -sf "$(realpath "$photo")" "$out/pseudo-target/photo_$i.jpg"; done
+
 # All rows go on from one source-only training, so that they share what they know of the source.
 source=(--source "camvid=$camvid/day" --encoder-weights "$lite0")
-stage start adapt "${recipe[@]}" "${source[@]}" --strategy source-only --iterations 1500 \
+stage start adapt "${recipe[@]}" "${source[@]}" --strategy source-only --iterations "$start" \
   --set learning_rate=1e-3 --set warmup=60
 
 row() {
@@ -54,6 +61,7 @@ row() {
 row source-only --strategy source-only
 row fda --strategy source-only --target "$out/shot" --set fourier=0.01
 row photo-fda --target "$out/shot" --set fourier=0.01
-row datum --target "$out/generate/images"
-row datum-fda --target "$out/generate/images" --set fourier=0.01
+row generated --target "$out/generate/images"
+row generated-fda --target "$out/generate/images" --set fourier=0.01
+row datum --target "$out/pseudo-target" --set fourier=0.01
 row all-dusk --target "camvid=$camvid/dusk"

@@ -1,12 +1,25 @@
 //! How much memory a training needs, from the settings alone.
 //!
 //! Everything a forward pass makes stays until the backward pass has used it, so the activations are a sum over the layers.
-//! Parameters, gradients and the optimiser's moments are counted exactly by the callers.
+//! Gradients of activations and working memory come on top; how much was measured: with the factor and the constant of
+//! [`peak`], the peaks of three trainings (11 M parameters, batches of 4, latents of 48×48×4, 60×60×4 and 30×30×8) were met
+//! within 10 %. Larger models have not been compared.
 
 use crate::models::stable_diffusion::{TextConfig, UNetConfig, VaeConfig};
 
 /// f32.
-pub const BYTES: u64 = 4;
+const BYTES: u64 = 4;
+/// The program itself and small buffers.
+const PROGRAM: u64 = 30 << 20;
+
+/// Expected peak of a training in bytes.
+///
+/// `weights` counts all parameters, `trained` those that learn, each of which has a gradient and two moments of Adam
+/// (`accumulates`: and a second gradient); `kept` are the bytes of the activations of all items.
+pub fn peak(weights: u64, trained: u64, accumulates: bool, kept: u64) -> u64 {
+    let copies = if accumulates { 4 } else { 3 };
+    (weights + copies * trained) * BYTES + kept * 8 / 5 + PROGRAM
+}
 
 /// Bytes that one item's pass through the U-Net keeps.
 ///

@@ -248,11 +248,7 @@ fn style(config: &GenerateConfig, size: (usize, usize)) -> Result<Option<Fourier
         return Ok(None);
     }
     if config.init_images.is_empty() {
-        return Err(Error::Usage(
-            "--init-style changes initial photos
-  next: add `--init-images FOLDER`"
-                .into(),
-        ));
+        return Err(Error::Usage("--init-style changes initial photos\n  next: add `--init-images FOLDER`".into()));
     }
     // Amplitudes grow with the number of pixels, so both pictures must have one size.
     let photo = antialiased(&images::read_rgb(Path::new(&config.init_style))?, size);

@@ -6,7 +6,7 @@ use super::{Method, PersonalizeConfig, photo, with_method_defaults};
 use crate::base::Result;
 use crate::base::progress::Progress;
 use crate::diffusion::folder::PipelineFolder;
-use crate::diffusion::footprint::{self, BYTES};
+use crate::diffusion::footprint;
 use crate::io::weights::TensorSource;
 use crate::nn::AdapterPlan;
 use crate::report::terminal;
@@ -103,10 +103,10 @@ fn choice(
     let text_kept = if train_text_encoder { footprint::text(&folder.text_config, tokens) } else { 0 };
     let kept = footprint::unet(&folder.unet_config, (side, side), tokens) + text_kept;
     let item = kept.max(footprint::vae_encoding(&folder.vae_config, config.crop_size));
-    // Gradients and Adam's two moments; a second set of gradients while they are accumulated.
-    let copies = if config.gradient_accumulation_steps > 1 { 4 } else { 3 };
     let weights = count(&**unet) + count(&**text) + count(&**vae);
-    Choice { method, train_text_encoder, trained, peak_bytes: (weights + copies * trained) * BYTES + batch(config) * item }
+    let accumulates = config.gradient_accumulation_steps > 1;
+    let peak_bytes = footprint::peak(weights, trained, accumulates, batch(config) * item);
+    Choice { method, train_text_encoder, trained, peak_bytes }
 }
 
 /// Two matrices for every adapted layer.
