@@ -191,6 +191,13 @@ fn values_of_zero_are_refused_before_anything_is_written() {
     sandbox.fails(&odd, 2, &["vae.crop 31", "multiple of 2"]);
 }
 
+/// At a 32nd of the size, a crop of 32 pixels is one value per channel.
+#[test]
+fn crops_too_small_for_batch_norm_are_refused() {
+    let line = format!("{ADAPT} --strategy source-only --iterations 1 --output out").replace("mit-b0", "efficientnet-lite0");
+    Sandbox::new().fails(&line, 3, &["one value per channel", "larger crops, or more images a step"]);
+}
+
 #[test]
 fn what_the_machine_cannot_do_ends_with_4() {
     let sandbox = Sandbox::new();

@@ -99,11 +99,20 @@ impl BatchNorm2d {
     ///
     /// # Shapes
     /// `xs` (B, C, H, W) → same
+    ///
+    /// # Errors
+    /// Batch statistics of a single value per channel: its norm is 0 whatever it is, and nothing would be learnt.
     pub fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
         let of_batch = pass.uses_batch_statistics();
         let (mean, variance) = if of_batch {
             let (mean, variance) = batch_statistics(xs)?;
-            self.record(&mean, &variance, xs.elem_count() / mean.len())?;
+            let count = xs.elem_count() / mean.len().max(1);
+            if count == 1 {
+                return Err(candle_core::Error::Msg(
+                    "batch normalisation of one value per channel\n  next: use larger crops, or more images a step".into(),
+                ));
+            }
+            self.record(&mean, &variance, count)?;
             (mean, variance)
         } else {
             (self.running_mean.to_vec1()?, self.running_var.to_vec1()?)
