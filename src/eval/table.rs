@@ -11,9 +11,12 @@ pub fn table(scores: &Scores, ascii: bool) -> String {
 
 /// The same for several seeds: every number is mean ± sample standard deviation.
 pub fn series_table(series: &Series, ascii: bool) -> String {
+    let table = render(&series.mean, Some(&series.sd), ascii);
     let seeds: Vec<String> = series.runs.iter().map(|run| run.seed.to_string()).collect();
-    let mean_of = if ascii { "mean +- sd" } else { "mean ± sd" };
-    format!("{}, {mean_of} of seeds {}", render(&series.mean, Some(&series.sd), ascii), seeds.join(", "))
+    match seeds.as_slice() {
+        [seed] => format!("{table}, seed {seed}"),
+        _ => format!("{table}, mean {} sd of seeds {}", if ascii { "+-" } else { "±" }, seeds.join(", ")),
+    }
 }
 
 fn render(scores: &Scores, sd: Option<&Scores>, ascii: bool) -> String {
