@@ -32,7 +32,11 @@ printf 'extends = "camvid"\nroot = "%s"\n[splits]\nothers = "%s"\n' \
 stage() {
   local name=$1 verb=$2; shift 2
   [ -e "$out/$name.done" ] && return
-  local resume=(); [ -e "$out/$name/recipe.toml" ] && [ "$verb" != generate ] && resume=(--resume latest)
+  local resume=()
+  if [ -e "$out/$name/recipe.toml" ] && [ "$verb" != generate ]; then
+    # Stopped before anything was saved: there is nothing to go on from.
+    if compgen -G "$out/$name/checkpoints/*" || compgen -G "$out/$name/seed-*"; then resume=(--resume latest); else rm -r "${out:?}/$name"; fi
+  fi > /dev/null
   "$datum" "$verb" "$@" --output "$out/$name" "${resume[@]}" && touch "$out/$name.done"
 }
 stage pretrain pretrain "${recipe[@]}" --images "$out/photos"
