@@ -1,5 +1,6 @@
 //! Scores of the same training under several seeds.
 
+use super::scores::mean;
 use super::{ClassScore, Scores};
 use serde::Serialize;
 
@@ -29,7 +30,7 @@ pub struct SeedScores {
 impl Series {
     /// Summary of `runs` on the same data set; none without runs.
     pub fn new(runs: Vec<SeedScores>) -> Option<Self> {
-        let mean = summary(&runs, mean)?;
+        let mean = summary(&runs, |values| mean(values.iter().copied().map(Some)))?;
         let sd = summary(&runs, sample_deviation)?;
         Some(Self { mean, sd, runs })
     }
@@ -55,12 +56,8 @@ fn summary(runs: &[SeedScores], reduce: impl Fn(&[f64]) -> Option<f64>) -> Optio
     })
 }
 
-fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
 fn sample_deviation(values: &[f64]) -> Option<f64> {
-    let mean = mean(values).filter(|_| values.len() > 1)?;
+    let mean = mean(values.iter().copied().map(Some)).filter(|_| values.len() > 1)?;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
     Some((squares / (values.len() - 1) as f64).sqrt())
 }

@@ -25,6 +25,13 @@ pub struct RgbImage {
 }
 
 impl RgbImage {
+    /// The values as numbers of 0…255, (H, W, 3).
+    pub fn floats(&self) -> Vec<f32> {
+        self.pixels.iter().map(|&pixel| f32::from(pixel)).collect()
+    }
+}
+
+impl RgbImage {
     /// Refuses pictures smaller than `size` (height, width); `purpose` ends the sentence "smaller than … needs".
     ///
     /// # Errors

@@ -106,7 +106,7 @@ impl BatchNorm2d {
         let of_batch = pass.uses_batch_statistics();
         let (mean, variance) = if of_batch {
             let (mean, variance) = batch_statistics(xs)?;
-            let count = xs.elem_count() / mean.len().max(1);
+            let count = xs.elem_count() / mean.len();
             if count == 1 {
                 return Err(candle_core::Error::Msg(
                     "batch normalisation of one value per channel\n  next: use larger crops, or more images a step".into(),

@@ -220,7 +220,7 @@ impl<'a> Job<'a> {
         let path = &self.initial[(j % self.initial.len() as u64) as usize];
         let mut photo = antialiased(&images::read_rgb(path)?, self.size);
         if let Some(style) = &self.style {
-            photo.pixels = style.apply(&floats(&photo), self.size)?.into_iter().map(|v| v.round() as u8).collect();
+            photo.pixels = style.apply(&photo.floats(), self.size)?.into_iter().map(|v| v.round() as u8).collect();
         }
         Ok(Some((self.sampler.encode(&to_tensor(&[photo])?)?, self.config.strength)))
     }
@@ -252,11 +252,7 @@ fn style(config: &GenerateConfig, size: (usize, usize)) -> Result<Option<Fourier
     }
     // Amplitudes grow with the number of pixels, so both pictures must have one size.
     let photo = antialiased(&images::read_rgb(Path::new(&config.init_style))?, size);
-    FourierTransfer::new(floats(&photo), size, config.init_style_bandwidth).map(Some)
-}
-
-fn floats(image: &RgbImage) -> Vec<f32> {
-    image.pixels.iter().map(|&pixel| f32::from(pixel)).collect()
+    FourierTransfer::new(photo.floats(), size, config.init_style_bandwidth).map(Some)
 }
 
 fn starts(config: &GenerateConfig, initial: &[PathBuf]) -> Result<Vec<String>> {

@@ -196,10 +196,9 @@ impl Inner {
 
     /// The source crop with the low amplitudes of a target crop of the same size, normalised, not clipped.
     fn stylise(&self, example: &Example, style: &Example) -> Result<Tensor> {
-        let floats = |example: &Example| example.image.pixels.iter().map(|&p| f32::from(p)).collect::<Vec<f32>>();
-        let transfer = FourierTransfer::new(floats(style), style.size(), self.fourier)?;
+        let transfer = FourierTransfer::new(style.image.floats(), style.size(), self.fourier)?;
         let (height, width) = example.size();
-        let pixels = transfer.apply(&floats(example), (height, width))?;
+        let pixels = transfer.apply(&example.image.floats(), (height, width))?;
         let Normalize { mean, std } = &self.source.pipeline.normalize;
         let at = |c: usize, i: usize| ((f64::from(pixels[3 * i + c]) - mean[c]) / std[c]) as f32;
         let planes: Vec<f32> = (0..3).flat_map(|c| (0..height * width).map(move |i| (c, i))).map(|(c, i)| at(c, i)).collect();

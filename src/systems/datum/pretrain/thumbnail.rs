@@ -1,7 +1,8 @@
 //! Where the autoencoder's training starts: its first latents are a thumbnail of the photo, and it decodes them to a blurred one.
 //!
-//! From random weights an autoencoder of this size learns brightness first and the faint colours of street photos last. Here a few channels carry brightness and two colour differences through all levels from the start, so
-//! that training only has to add what a thumbnail lacks.
+//! From random weights an autoencoder of this size learns brightness first and the faint colours of street photos last. Here a
+//! few channels carry brightness and two colour differences through all levels from the start, so that training only has to
+//! add what a thumbnail lacks.
 //!
 //! Carriers pass the group norm and SiLU before the last convolution as a pair of opposite sign, since
 //! silu(x) − silu(−x) = x, beside a pair of constants that keeps the group's variance nearly independent of the photo.
