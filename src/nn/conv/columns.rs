@@ -225,17 +225,11 @@ fn columns_of<'a>(job: &Job, xs: &'a [f32], tile: &Range<usize>, buffer: &'a mut
     }
     let buffer = &mut buffer[..job.depth() * count];
     let channels: Vec<_> = buffer.chunks_mut(sizes.area() * count).enumerate().collect();
-    for_each(
-        job.inner(),
-        channels,
-        || (),
-        |(channel, rows), ()| {
-            let plane = &xs[channel * sizes.in_plane()..][..sizes.in_plane()];
-            for (tap, row) in rows.chunks_exact_mut(count).enumerate() {
-                copy_tap(sizes, plane, tap, tile, row);
-            }
-        },
-    );
+    let taps: Vec<_> = (0..sizes.kernel_width).map(|kx| ColumnTap::new(sizes, kx)).collect();
+    for_each(job.inner(), channels, Vec::new, |(channel, rows), phases| {
+        let plane = &xs[channel * sizes.in_plane()..][..sizes.in_plane()];
+        copy_taps(sizes, plane, &taps, tile, rows, phases);
+    });
     Matrix::rows(buffer, count)
 }
 
@@ -247,25 +241,65 @@ fn inside(sizes: &Sizes, offset: usize, size: usize, out: usize) -> (Range<usize
     (start..end, (start * stride + offset).saturating_sub(padding))
 }
 
-fn copy_tap(sizes: &Sizes, plane: &[f32], tap: usize, tile: &Range<usize>, row: &mut [f32]) {
-    let ConvTap { offset_y, columns, first } = ConvTap::new(sizes, tap);
-    let (stride, padding) = (sizes.spec.stride, sizes.spec.padding);
-    for (y, out) in tile.clone().zip(row.chunks_exact_mut(sizes.out_width)) {
-        let source = (y * stride + offset_y).checked_sub(padding).filter(|y| *y < sizes.height);
-        let Some(source) = source.filter(|_| !columns.is_empty()) else {
-            out.fill(0.0);
-            continue;
-        };
-        let line = &plane[source * sizes.width + first..(source + 1) * sizes.width];
-        out[..columns.start].fill(0.0);
-        out[columns.end..].fill(0.0);
-        let out = &mut out[columns.clone()];
-        if stride == 1 {
-            out.copy_from_slice(&line[..out.len()]);
-        } else {
-            for (out, x) in out.iter_mut().zip(line.iter().step_by(stride)) {
-                *out = *x;
+/// Lays out the pixels under all taps of one channel: `rows` (kh·kw, tile rows · W'). With a stride, the pixels of an input
+/// row that lie one stride apart are brought together once, and then every tap is a copy.
+fn copy_taps(
+    sizes: &Sizes,
+    plane: &[f32],
+    taps: &[ColumnTap],
+    tile: &Range<usize>,
+    rows: &mut [f32],
+    phases: &mut Vec<f32>,
+) {
+    let (out_width, stride) = (sizes.out_width, sizes.spec.stride);
+    let (count, phase) = (tile.len() * out_width, sizes.width.div_ceil(stride));
+    phases.resize(if stride > 1 { stride * phase } else { 0 }, 0.0);
+    for (ky, rows) in rows.chunks_exact_mut(taps.len() * count).enumerate() {
+        for (i, y) in tile.clone().enumerate() {
+            let source = sizes.source_row(y, ky).map(|source| &plane[source * sizes.width..][..sizes.width]);
+            if let Some(line) = source.filter(|_| stride > 1) {
+                deinterleave(line, stride, phases);
             }
+            for (tap, row) in taps.iter().zip(rows.chunks_exact_mut(count)) {
+                let out = &mut row[i * out_width..][..out_width];
+                let Some(line) = source.filter(|_| !tap.columns.is_empty()) else {
+                    out.fill(0.0);
+                    continue;
+                };
+                let from = if stride > 1 { &phases[tap.first % stride * phase + tap.first / stride..] } else { &line[tap.first..] };
+                out[..tap.columns.start].fill(0.0);
+                out[tap.columns.end..].fill(0.0);
+                out[tap.columns.clone()].copy_from_slice(&from[..tap.columns.len()]);
+            }
+        }
+    }
+}
+
+cpu::vectorised! {
+    /// Values i, i + stride, i + 2·stride, … of a line go into row i of `phases` (stride, ⌈length / stride⌉).
+    fn deinterleave(line: &[f32], stride: usize, phases: &mut [f32]) {
+        match stride {
+            2 => split::<2>(line, phases),
+            4 => split::<4>(line, phases),
+            _ => {
+                for (i, phase) in phases.chunks_exact_mut(line.len().div_ceil(stride)).enumerate() {
+                    phase.iter_mut().zip(line[i..].iter().step_by(stride)).for_each(|(out, x)| *out = *x);
+                }
+            }
+        }
+    }
+}
+
+/// [`deinterleave`] for a stride the compiler knows.
+#[inline(always)]
+fn split<const STRIDE: usize>(line: &[f32], phases: &mut [f32]) {
+    let (groups, rest) = line.as_chunks::<STRIDE>();
+    for (i, phase) in phases.chunks_exact_mut(line.len().div_ceil(STRIDE)).enumerate() {
+        for (out, group) in phase.iter_mut().zip(groups) {
+            *out = group[i];
+        }
+        if let (Some(x), Some(out)) = (rest.get(i), phase.get_mut(groups.len())) {
+            *out = *x;
         }
     }
 }
@@ -289,14 +323,13 @@ fn add_columns(job: &Job, columns: &[f32], tile: &Range<usize>, out: &mut [f32])
 }
 
 fn add_tap(sizes: &Sizes, row: &[f32], tap: usize, tile: &Range<usize>, plane: &mut [f32]) {
-    let ConvTap { offset_y, columns, first } = ConvTap::new(sizes, tap);
-    let (stride, padding) = (sizes.spec.stride, sizes.spec.padding);
+    let (ky, kx) = (tap / sizes.kernel_width, tap % sizes.kernel_width);
+    let (ColumnTap { columns, first }, stride) = (ColumnTap::new(sizes, kx), sizes.spec.stride);
     if columns.is_empty() {
         return;
     }
     for (y, xs) in tile.clone().zip(row.chunks_exact(sizes.out_width)) {
-        let target = (y * stride + offset_y).checked_sub(padding).filter(|y| *y < sizes.height);
-        let Some(target) = target else { continue };
+        let Some(target) = sizes.source_row(y, ky) else { continue };
         let line = &mut plane[target * sizes.width + first..(target + 1) * sizes.width];
         let xs = &xs[columns.clone()];
         if stride == 1 {
@@ -307,20 +340,17 @@ fn add_tap(sizes: &Sizes, row: &[f32], tap: usize, tile: &Range<usize>, plane: &
     }
 }
 
-/// Where one kernel tap reads.
-struct ConvTap {
-    /// Distance of its row from the first tap's.
-    offset_y: usize,
+/// Where the taps of one kernel column read.
+struct ColumnTap {
     /// Output columns for which it falls inside the input.
     columns: Range<usize>,
     /// The input column of the first of them.
     first: usize,
 }
 
-impl ConvTap {
-    fn new(sizes: &Sizes, tap: usize) -> Self {
-        let (ky, kx) = (tap / sizes.kernel_width, tap % sizes.kernel_width);
+impl ColumnTap {
+    fn new(sizes: &Sizes, kx: usize) -> Self {
         let (columns, first) = inside(sizes, kx * sizes.spec.dilation, sizes.width, sizes.out_width);
-        Self { offset_y: ky * sizes.spec.dilation, columns, first }
+        Self { columns, first }
     }
 }

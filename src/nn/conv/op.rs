@@ -60,6 +60,11 @@ impl Sizes {
         self.kernel_height * self.kernel_width
     }
 
+    /// The input row under kernel row `ky` for output row `y`, if it is not padding.
+    pub fn source_row(&self, y: usize, ky: usize) -> Option<usize> {
+        (y * self.spec.stride + ky * self.spec.dilation).checked_sub(self.spec.padding).filter(|row| *row < self.height)
+    }
+
     /// Every input channel has its own kernels.
     fn is_depthwise(&self) -> bool {
         self.spec.groups == self.in_channels && self.spec.groups > 1
