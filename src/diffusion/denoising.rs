@@ -48,10 +48,20 @@ impl Denoised {
     /// # Source
     /// DDPM, equation 14; v-prediction: progressive distillation, section 4.
     pub fn new(unet: &UNet, schedule: &NoiseSchedule, latents: &Tensor, context: &Tensor, draws: &Draws) -> Result<Self> {
+        Self::with(schedule, latents, draws, |noisy, timesteps| unet.forward(noisy, timesteps, context))
+    }
+
+    /// As [`Self::new`] with the U-Net's part left to `predict(noisy latents, timesteps)`.
+    pub fn with(
+        schedule: &NoiseSchedule,
+        latents: &Tensor,
+        draws: &Draws,
+        predict: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
         let noisy = schedule.add_noise(latents, &draws.noise, &draws.timesteps)?;
         let timesteps: Vec<f32> = draws.timesteps.iter().map(|&t| t as f32).collect();
         let timesteps = Tensor::from_vec(timesteps, draws.timesteps.len(), latents.device())?;
-        let prediction = unet.forward(&noisy, &timesteps, context)?;
+        let prediction = predict(&noisy, &timesteps)?;
         let target = schedule.target(latents, &draws.noise, &draws.timesteps)?;
         Ok(Self { prediction, target })
     }

@@ -15,6 +15,7 @@ mod norm;
 mod params;
 mod pass;
 mod pool;
+mod recompute;
 mod resize;
 
 pub use activation::{geglu, gelu, quick_gelu, relu, relu6, silu, softmax};
@@ -27,4 +28,5 @@ pub use norm::{BatchNorm2d, GroupNorm, LayerNorm};
 pub use params::{Builder, Kind, Param, ParamStore, Report};
 pub use pass::Pass;
 pub use pool::max_pool2d;
+pub use recompute::Recompute;
 pub use resize::{resize_bilinear, resize_nearest};

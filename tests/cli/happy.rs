@@ -106,6 +106,23 @@ fn prediction(sandbox: &Sandbox) {
     sandbox.fails("predict --checkpoint adapted double --output x", 2, &["a.jpg and ", "have the same name"]);
 }
 
+#[test]
+fn gradient_checkpointing_trains_alike() {
+    let sandbox = Sandbox::new();
+    for method in ["full", "lora --train-text-encoder false"] {
+        let line = format!("{PERSONALIZE} --method {method} --steps 3 --learning-rate 1e-4");
+        let numbers = |more: &str| {
+            let run = format!("{}{}", &method[..4], more.len());
+            sandbox.ok(&format!("{line} {more} --output {run}"));
+            let steps = lines(&sandbox.path(&format!("{run}/metrics.jsonl"))).into_iter().map(|line| json(&line));
+            steps.flat_map(|step| ["loss", "gradient_norm"].map(|key| step[key].as_f64().unwrap())).collect::<Vec<_>>()
+        };
+        let (plain, less) = (numbers(""), numbers("--set gradient_checkpointing=true"));
+        assert_eq!(plain.len(), 6);
+        assert!(plain.iter().zip(&less).all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs()), "{method}: {plain:?} {less:?}");
+    }
+}
+
 /// One step moves no weight by more than its learning rate, so the result shows where the student started.
 #[test]
 fn a_segmenter_is_adapted_further() {

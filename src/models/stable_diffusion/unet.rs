@@ -4,8 +4,9 @@ use super::blocks::{Downsample, NormSpec, Padding, ResnetBlock, Upsample, conv3x
 use super::config::UNetConfig;
 use super::transformer::{SpatialTransformer, TransformerSpec};
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, GroupNorm, Linear, silu};
+use crate::nn::{Builder, Conv2d, GroupNorm, Linear, Recompute, silu};
 use candle_core::{Result as TensorResult, Tensor};
+use std::sync::Arc;
 
 /// Sinusoids of the timestep and two linear layers.
 #[derive(Debug)]
@@ -40,13 +41,26 @@ impl TimeEmbedding {
     }
 }
 
-/// Residual blocks of one resolution, each followed by attention where the block has any.
+/// A residual block, and attention where the level has any.
 #[derive(Debug)]
-struct Level {
-    resnets: Vec<ResnetBlock>,
-    /// As many as `resnets`, or none.
-    attentions: Vec<SpatialTransformer>,
+struct Stage {
+    resnet: ResnetBlock,
+    attention: Option<SpatialTransformer>,
 }
+
+impl Stage {
+    fn forward(&self, xs: &Tensor, time: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
+        let xs = self.resnet.forward(xs, Some(time))?;
+        match &self.attention {
+            Some(attention) => attention.forward(&xs, context),
+            None => Ok(xs),
+        }
+    }
+}
+
+/// Stages of one resolution. They are shared with the graph when their activations are recomputed.
+#[derive(Debug)]
+struct Level(Vec<Arc<Stage>>);
 
 impl Level {
     /// `inputs`: input channels of each residual block.
@@ -54,21 +68,12 @@ impl Level {
         let channels = config.block_out_channels[level];
         let norm = NormSpec { groups: config.norm_num_groups, eps: config.norm_eps };
         let time_dim = Some(4 * config.block_out_channels[0]);
-        let resnet =
-            |(i, input): (usize, &usize)| ResnetBlock::new(*input, channels, time_dim, norm, &builder.pp("resnets").pp(i));
-        let attention = |i| SpatialTransformer::new(transformer(config, level), &builder.pp("attentions").pp(i));
-        Ok(Self {
-            resnets: inputs.iter().enumerate().map(resnet).collect::<Result<_>>()?,
-            attentions: (0..if attends { inputs.len() } else { 0 }).map(attention).collect::<Result<_>>()?,
-        })
-    }
-
-    fn step(&self, i: usize, xs: &Tensor, time: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
-        let xs = self.resnets[i].forward(xs, Some(time))?;
-        match self.attentions.get(i) {
-            Some(attention) => attention.forward(&xs, context),
-            None => Ok(xs),
-        }
+        let stage = |(i, input): (usize, &usize)| {
+            let attention = || SpatialTransformer::new(transformer(config, level), &builder.pp("attentions").pp(i));
+            let resnet = ResnetBlock::new(*input, channels, time_dim, norm, &builder.pp("resnets").pp(i))?;
+            Ok(Arc::new(Stage { resnet, attention: attends.then(attention).transpose()? }))
+        };
+        inputs.iter().enumerate().map(stage).collect::<Result<_>>().map(Self)
     }
 }
 
@@ -83,31 +88,15 @@ fn transformer(config: &UNetConfig, level: usize) -> TransformerSpec {
 }
 
 /// The middle: residual block, attention, residual block.
-#[derive(Debug)]
-struct Middle {
-    first: ResnetBlock,
-    attention: SpatialTransformer,
-    second: ResnetBlock,
-}
-
-impl Middle {
-    fn new(config: &UNetConfig, builder: &Builder) -> Result<Self> {
-        let level = config.block_out_channels.len() - 1;
-        let channels = config.block_out_channels[level];
-        let norm = NormSpec { groups: config.norm_num_groups, eps: config.norm_eps };
-        let time_dim = Some(4 * config.block_out_channels[0]);
-        let resnet = |i| ResnetBlock::new(channels, channels, time_dim, norm, &builder.pp("resnets").pp(i));
-        Ok(Self {
-            first: resnet(0)?,
-            attention: SpatialTransformer::new(transformer(config, level), &builder.pp("attentions").pp(0))?,
-            second: resnet(1)?,
-        })
-    }
-
-    fn forward(&self, xs: &Tensor, time: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
-        let xs = self.first.forward(xs, Some(time))?;
-        self.second.forward(&self.attention.forward(&xs, context)?, Some(time))
-    }
+fn build_middle(config: &UNetConfig, builder: &Builder) -> Result<Level> {
+    let level = config.block_out_channels.len() - 1;
+    let channels = config.block_out_channels[level];
+    let norm = NormSpec { groups: config.norm_num_groups, eps: config.norm_eps };
+    let time_dim = Some(4 * config.block_out_channels[0]);
+    let resnet = |i| ResnetBlock::new(channels, channels, time_dim, norm, &builder.pp("resnets").pp(i));
+    let attention = SpatialTransformer::new(transformer(config, level), &builder.pp("attentions").pp(0))?;
+    let first = Stage { resnet: resnet(0)?, attention: Some(attention) };
+    Ok(Level(vec![Arc::new(first), Arc::new(Stage { resnet: resnet(1)?, attention: None })]))
 }
 
 /// Predicts the noise (or velocity) in latents, given the timestep and the encoded prompt.
@@ -119,7 +108,7 @@ pub struct UNet {
     time_embedding: TimeEmbedding,
     conv_in: Conv2d,
     down: Vec<(Level, Option<Downsample>)>,
-    middle: Middle,
+    middle: Level,
     up: Vec<(Level, Option<Upsample>)>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -141,7 +130,7 @@ impl UNet {
             time_embedding: TimeEmbedding::new(config, &builder.pp("time_embedding"))?,
             conv_in: conv3x3(config.in_channels, channels[0], &builder.pp("conv_in"))?,
             down,
-            middle: Middle::new(config, &builder.pp("mid_block"))?,
+            middle: build_middle(config, &builder.pp("mid_block"))?,
             up,
             norm_out: norm.build(channels[0], &builder.pp("conv_norm_out"))?,
             conv_out: conv3x3(channels[0], config.out_channels, &builder.pp("conv_out"))?,
@@ -191,12 +180,31 @@ impl UNet {
     /// # Shapes
     /// `latents` (B, 4, h, w), `timesteps` (B) f32 in 0…999, `context` (B, T, D) → (B, 4, h, w)
     pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
+        self.run(latents, timesteps, context, &|stage, [xs, time, context]| stage.forward(xs, time, context))
+    }
+
+    /// As [`Self::forward`], for training in little memory: of every residual block and its attention only inputs and
+    /// output are kept. See [`Recompute::run`].
+    pub fn forward_recomputed(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        context: &Tensor,
+        recompute: &Recompute,
+    ) -> TensorResult<Tensor> {
+        self.run(latents, timesteps, context, &|stage, inputs| {
+            let stage = stage.clone();
+            recompute.run(move |xs, time, context| stage.forward(xs, time, context), inputs)
+        })
+    }
+
+    fn run(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor, step: &RunStage) -> TensorResult<Tensor> {
         let time = self.time_embedding.forward(timesteps)?;
         let mut xs = self.conv_in.forward(latents)?;
         let mut skips = vec![xs.clone()];
         for (level, sampler) in &self.down {
-            for i in 0..level.resnets.len() {
-                xs = level.step(i, &xs, &time, context)?;
+            for stage in &level.0 {
+                xs = step(stage, [&xs, &time, context])?;
                 skips.push(xs.clone());
             }
             if let Some(sampler) = sampler {
@@ -204,12 +212,14 @@ impl UNet {
                 skips.push(xs.clone());
             }
         }
-        xs = self.middle.forward(&xs, &time, context)?;
+        for stage in &self.middle.0 {
+            xs = step(stage, [&xs, &time, context])?;
+        }
         for (level, sampler) in &self.up {
-            for i in 0..level.resnets.len() {
+            for stage in &level.0 {
                 // `build_up` popped the same stack, so there is one left.
                 let skip = skips.pop().ok_or_else(|| candle_core::Error::Msg("U-Net without skip connection".into()))?;
-                xs = level.step(i, &Tensor::cat(&[&xs, &skip], 1)?, &time, context)?;
+                xs = step(stage, [&Tensor::cat(&[&xs, &skip], 1)?, &time, context])?;
             }
             if let (Some(sampler), Some(skip)) = (sampler, skips.last()) {
                 let (_, _, height, width) = skip.dims4()?;
@@ -219,3 +229,6 @@ impl UNet {
         self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)
     }
 }
+
+/// How a stage is applied to features, timestep embedding and prompt.
+type RunStage<'a> = dyn Fn(&Arc<Stage>, [&Tensor; 3]) -> TensorResult<Tensor> + 'a;

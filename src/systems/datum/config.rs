@@ -225,10 +225,22 @@ pub struct PersonalizeConfig {
     pub lr_scheduler: String,
     /// Warm-up steps of the schedule.
     pub lr_warmup_steps: u64,
+    /// Cycles of `cosine_with_restarts`.
+    pub lr_num_cycles: u32,
+    /// Exponent of `polynomial`.
+    pub lr_power: f64,
+    /// Decay of AdamW's first moment.
+    pub adam_beta1: f64,
+    /// Decay of AdamW's second moment.
+    pub adam_beta2: f64,
+    /// Added to the root of AdamW's second moment.
+    pub adam_epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest global norm of the gradients.
     pub max_grad_norm: f64,
+    /// The activations inside the U-Net's blocks are computed again in the backward pass: less memory, more time.
+    pub gradient_checkpointing: bool,
     /// Usable weights and full state every so many steps.
     pub checkpointing_steps: u64,
     /// Full states that are kept (older checkpoints keep their usable weights).
@@ -287,8 +299,14 @@ impl Default for PersonalizeConfig {
             prior_loss_weight: 1.0,
             lr_scheduler: "constant".into(),
             lr_warmup_steps: 0,
+            lr_num_cycles: 1,
+            lr_power: 1.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
             weight_decay: 1e-2,
             max_grad_norm: 1.0,
+            gradient_checkpointing: false,
             checkpointing_steps: 200,
             keep_last: 1,
             validation_steps: 0,

@@ -13,7 +13,7 @@ use crate::diffusion::{Component, Lora};
 use crate::io::atomic;
 use crate::io::images::{self, RgbImage};
 use crate::models::stable_diffusion::{TextEncoder, UNet, Vae};
-use crate::nn::{AdapterPlan, Builder, ParamStore};
+use crate::nn::{AdapterPlan, Builder, ParamStore, Recompute};
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
@@ -33,6 +33,8 @@ pub struct DreamBooth<'a> {
     noise_levels: NoiseSchedule,
     /// Trained tensors, `unet.…` and `text_encoder.…`.
     parameters: ParamStore,
+    /// With gradient checkpointing.
+    recompute: Option<Recompute>,
     optimizer: AdamW,
     guard: Guard<'static>,
     schedule: Schedule,
@@ -60,10 +62,21 @@ impl<'a> DreamBooth<'a> {
         base: &Path,
     ) -> Result<Self> {
         let (networks, parameters) = trainable(model, config)?;
-        let settings = AdamWConfig { max_gradient_norm: Some(config.max_grad_norm), ..AdamWConfig::default() };
+        let settings = AdamWConfig {
+            beta1: config.adam_beta1,
+            beta2: config.adam_beta2,
+            epsilon: config.adam_epsilon,
+            max_gradient_norm: Some(config.max_grad_norm),
+        };
         let shape = serde_json::from_value(config.lr_scheduler.clone().into())
             .map_err(|e| Error::Usage(format!("lr_scheduler `{}`: {e}", config.lr_scheduler)))?;
-        let schedule = Schedule { shape, steps: config.steps, warmup_steps: config.lr_warmup_steps, ..Schedule::default() };
+        let schedule = Schedule {
+            shape,
+            steps: config.steps,
+            warmup_steps: config.lr_warmup_steps,
+            cycles: config.lr_num_cycles,
+            power: config.lr_power,
+        };
         schedule.validate()?;
         // The first factor of an adapter has no gradient while the second is zero; most tokens are not in the prompt.
         let may_be_zero = |name: &str| name.ends_with("lora.down.weight") || name.contains("embeddings");
@@ -73,6 +86,7 @@ impl<'a> DreamBooth<'a> {
             noise_levels: model.schedule()?,
             optimizer: AdamW::new(vec![Group::all(&parameters, config.weight_decay)], settings)?,
             guard: Guard::new(parameters.weights(), may_be_zero)?,
+            recompute: config.gradient_checkpointing.then(|| Recompute::new(parameters.weights().map(|(_, var)| var))),
             parameters,
             schedule,
             photos,
@@ -113,14 +127,19 @@ impl<'a> DreamBooth<'a> {
         let context = self.networks.text.forward(&token_ids(&self.model.tokenizer, &prompts)?)?;
         let number = step * self.config.gradient_accumulation_steps as u64 + micro;
         let draws = Draws::new(&latents, self.noise_levels.num_train_timesteps(), self.config.seed, number)?;
-        let denoised = Denoised::new(&self.networks.unet, &self.noise_levels, &latents, &context, &draws)?;
+        let (unet, recompute) = (&self.networks.unet, self.recompute.as_ref());
+        let denoised = Denoised::with(&self.noise_levels, &latents, &draws, |noisy, timesteps| match recompute {
+            Some(recompute) => unet.forward_recomputed(noisy, timesteps, &context, recompute),
+            None => unet.forward(noisy, timesteps, &context),
+        })?;
         let loss = match self.class_images.is_empty() {
             true => denoised.loss()?,
             false => denoised.loss_with_prior(self.config.prior_loss_weight)?,
         };
         let value = f64::from(loss.to_scalar::<f32>()?);
         let scaled = (loss / self.config.gradient_accumulation_steps as f64)?;
-        Ok((Gradients::of(&scaled, self.optimizer.parameters())?, value))
+        let store = recompute.map_or_else(|| scaled.backward(), |recompute| recompute.backward(&scaled))?;
+        Ok((Gradients::from_store(store, self.optimizer.parameters()), value))
     }
 
     /// Writes what `generate` and other tools load: a diffusers folder, or a diffusers LoRA file.
