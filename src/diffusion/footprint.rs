@@ -21,11 +21,12 @@ pub fn peak(weights: u64, trained: u64, accumulates: bool, kept: u64) -> u64 {
     (weights + copies * trained) * BYTES + kept * 8 / 5 + PROGRAM
 }
 
-/// Bytes that one item's pass through the U-Net keeps.
+/// Bytes that one item's pass through the U-Net keeps; with `recomputed` blocks, of each block only its output, and at most
+/// one block whole.
 ///
 /// # Shapes
 /// `latent` (h, w), `tokens` T of the prompt
-pub fn unet(config: &UNetConfig, latent: (usize, usize), tokens: usize) -> u64 {
+pub fn unet(config: &UNetConfig, latent: (usize, usize), tokens: usize, recomputed: bool) -> u64 {
     let channels = &config.block_out_channels;
     let levels = channels.len();
     let mut area: Vec<usize> = vec![latent.0 * latent.1];
@@ -34,13 +35,19 @@ pub fn unet(config: &UNetConfig, latent: (usize, usize), tokens: usize) -> u64 {
         size = (size.0.div_ceil(2), size.1.div_ceil(2));
         area.push(size.0 * size.1);
     }
-    let attention = |level: usize, attends: bool| if attends { transformer(channels[level], area[level], tokens) } else { 0 };
     let mut values = area[0] * (2 * channels[0] + config.out_channels);
+    let mut largest = 0;
+    let mut stage = |inputs: usize, level: usize, attends: bool| {
+        let attention = if attends { transformer(channels[level], area[level], tokens) } else { 0 };
+        let inside = residual(inputs, channels[level], area[level]) + attention;
+        largest = largest.max(inside);
+        if recomputed { area[level] * channels[level] } else { inside }
+    };
     let mut skips = vec![channels[0]];
     let mut width = channels[0];
     for (level, kind) in config.down_block_types.iter().enumerate() {
         for _ in 0..config.layers_per_block {
-            values += residual(width, channels[level], area[level]) + attention(level, kind.attends());
+            values += stage(width, level, kind.attends());
             width = channels[level];
             skips.push(width);
         }
@@ -49,19 +56,19 @@ pub fn unet(config: &UNetConfig, latent: (usize, usize), tokens: usize) -> u64 {
             skips.push(width);
         }
     }
-    values += 2 * residual(width, width, area[levels - 1]) + attention(levels - 1, true);
+    values += stage(width, levels - 1, true) + stage(width, levels - 1, false);
     for (i, kind) in config.up_block_types.iter().enumerate() {
         let level = levels - 1 - i;
         for _ in 0..=config.layers_per_block {
             let joined = width + skips.pop().unwrap_or(0);
             width = channels[level];
-            values += area[level] * joined + residual(joined, width, area[level]) + attention(level, kind.attends());
+            values += area[level] * joined + stage(joined, level, kind.attends());
         }
         if level > 0 {
             values += 2 * area[level - 1] * width;
         }
     }
-    values as u64 * BYTES
+    (values + if recomputed { largest } else { 0 }) as u64 * BYTES
 }
 
 /// Norm and convolution twice, the shift by the timestep, the sum; a shortcut where the width changes.

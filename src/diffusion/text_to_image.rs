@@ -54,11 +54,12 @@ impl TextToImage {
     /// Pictures for `requests`, sampled as one batch. Each picture depends on its own request alone.
     ///
     /// # Errors
-    /// Latents of a wrong shape; a mixture of requests with and without initial photos.
+    /// Latents of a wrong shape; a mixture of requests with and without initial photos; a model whose pictures are not numbers.
     pub fn sample(&self, requests: &[Request], settings: &SamplingSettings) -> Result<Vec<RgbImage>> {
         let latents = self.sample_latents(requests, settings)?;
         let images = self.vae.decode(&(latents / self.vae.scaling_factor())?)?;
-        (0..requests.len()).map(|i| to_image(&images.get(i)?)).collect()
+        let image = |(i, request): (usize, &Request)| to_image(&images.get(i)?, request);
+        requests.iter().enumerate().map(image).collect()
     }
 
     /// Like [`Self::sample`], but stops before the decoder: latents (B, C, h, w), scaled as in training.
@@ -158,9 +159,18 @@ fn step_noise(requests: &[Request], like: &Tensor, index: usize) -> candle_core:
 }
 
 /// (3, H, W) in −1…1 → 8 bit, rounded half to even as numpy does.
-fn to_image(image: &Tensor) -> Result<RgbImage> {
+///
+/// # Errors
+/// Values that are not numbers, which other tools make black pictures of.
+fn to_image(image: &Tensor, request: &Request) -> Result<RgbImage> {
     let (_, height, width) = image.dims3()?;
     let values = image.permute((1, 2, 0))?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    if values.iter().any(|v| v.is_nan()) {
+        return Err(Error::environment(
+            format!("the picture of seed {} and prompt \"{}\" has values that are not numbers", request.seed, request.prompt),
+            "the model's weights are broken or the training diverged: use an earlier checkpoint or a lower learning rate",
+        ));
+    }
     let pixels = values.into_iter().map(|v| ((v / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
     Ok(RgbImage { height, width, pixels })
 }

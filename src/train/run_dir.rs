@@ -23,6 +23,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 const LOCK_FILE: &str = ".lock";
 const RECIPE_FILE: &str = "recipe.toml";
 const ENVIRONMENT_FILE: &str = "environment.json";
+const LOG_FILE: &str = "log.jsonl";
 
 /// A run folder held by this process. The lock ends with the value; a numbered folder in which nothing was done goes with it.
 #[derive(Debug)]
@@ -78,10 +79,10 @@ impl RunDir {
         unreachable!("the loop ends by returning")
     }
 
-    /// True while nothing but settings has been written.
+    /// True while nothing but settings and the log has been written.
     fn is_untouched(&self) -> Result<bool> {
         let entries = fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?;
-        let settings = |name: OsString| [LOCK_FILE, RECIPE_FILE, ENVIRONMENT_FILE].iter().any(|file| name == *file);
+        let settings = |name: OsString| [LOCK_FILE, RECIPE_FILE, ENVIRONMENT_FILE, LOG_FILE].iter().any(|file| name == *file);
         Ok(entries.filter_map(|entry| entry.ok()).all(|entry| settings(entry.file_name())))
     }
 
@@ -171,7 +172,7 @@ impl RunDir {
         if let (Some(record), Value::Object(facts)) = (record.as_object_mut(), facts) {
             record.extend(facts);
         }
-        append(&self.path.join("log.jsonl"), &record)
+        append(&self.path.join(LOG_FILE), &record)
     }
 
     /// Runs a stage and logs how long it took, also when it failed.
@@ -288,8 +289,8 @@ mod tests {
         assert_eq!(RunDir::newest(root.path(), "personalize").as_deref(), Some(second.path()));
         let error = RunDir::open(second.path()).unwrap_err();
         assert_eq!(error.exit_code(), 4, "{error}");
-        second.log("started", json!({})).unwrap();
         let path = second.path().to_path_buf();
+        MetricsLog::open(&path.join("metrics.jsonl"), 0).unwrap();
         drop(second);
         RunDir::open(&path).unwrap();
     }

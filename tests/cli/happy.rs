@@ -191,6 +191,7 @@ fn a_plan_writes_nothing_and_fits_what_happens() {
     let [full, lora] = [0, 2].map(|i| &plan["choices"][i]);
     assert_eq!((&full["method"], &lora["method"]), (&"full".into(), &"lora".into()));
     assert!(full["peak_bytes"].as_u64() > lora["peak_bytes"].as_u64(), "{plan}");
+    assert!(full["peak_bytes"].as_u64() > full["checkpointed_peak_bytes"].as_u64(), "{plan}");
     let table = sandbox.ok(&format!("{PERSONALIZE} --plan")).stdout;
     assert!(table.contains("this run") && table.contains("nothing was trained or written"), "{table}");
     let large = PERSONALIZE.replace("--crop-size 32", "--crop-size 4000");
@@ -229,6 +230,7 @@ fn prior_preservation_makes_class_images_once() {
 fn runs_are_numbered_and_a_failed_one_is_not_taken() {
     let sandbox = Sandbox::new();
     sandbox.fails("generate --prompts things.txt", 3, &["a finished run of `datum personalize`", "datum personalize target.png"]);
+    assert_eq!(std::fs::read_dir(sandbox.path("runs")).unwrap().count(), 0, "nothing was made");
     for _ in 0..2 {
         sandbox.ok(&format!("{PERSONALIZE} --method lora --steps 1"));
     }

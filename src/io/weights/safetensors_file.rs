@@ -1,18 +1,28 @@
-//! Safetensors files, memory-mapped, with their string metadata.
+//! Safetensors files with their string metadata. Values are read when they are asked for, so that a model is never in memory
+//! twice.
 
 use super::TensorSource;
 use crate::base::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use safetensors::{SafeTensors, View};
+use safetensors::View;
+use safetensors::tensor::{Metadata, TensorView};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-/// An open safetensors file. Tensors are read on demand.
+/// Longest header that is read; the limit of the format's own crate.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// An open safetensors file.
 pub struct SafetensorsFile {
     path: PathBuf,
-    map: memmap2::Mmap,
+    file: Mutex<File>,
+    header: Metadata,
+    /// Position of the first value.
+    start: u64,
 }
 
 impl SafetensorsFile {
@@ -21,32 +31,44 @@ impl SafetensorsFile {
     /// # Errors
     /// A missing, truncated or foreign file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-        #[allow(unsafe_code)]
-        // SAFETY: the map is read-only. A file changed by another process while we read may give wrong numbers, as with
-        // any reader; all offsets are checked by the parser.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        let opened = Self { path: path.into(), map };
-        opened.parse()?;
-        Ok(opened)
-    }
-
-    fn parse(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.map).map_err(|e| {
+        let failed = |e| Error::io(path, e);
+        let mut file = File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let foreign = |reason: String| {
             Error::data(
-                &self.path,
+                path,
                 "a whole safetensors file",
-                format!("{} bytes that do not parse ({e})", self.map.len()),
+                format!("{length} bytes that do not parse ({reason})"),
                 "copy or download the file again; it is truncated or of another format",
             )
-        })
+        };
+        let mut size = [0; 8];
+        file.read_exact(&mut size).map_err(|_| foreign("no header".into()))?;
+        let size = u64::from_le_bytes(size);
+        if size > MAX_HEADER.min(length) {
+            return Err(foreign(format!("a header of {size} bytes")));
+        }
+        let mut text = vec![0; size as usize];
+        file.read_exact(&mut text).map_err(|_| foreign("half a header".into()))?;
+        let header: Metadata = serde_json::from_slice(&text).map_err(|e| foreign(e.to_string()))?;
+        let (start, values) = (8 + size, header.data_len() as u64);
+        if start.checked_add(values) != Some(length) {
+            return Err(foreign(format!("the header tells of {values} bytes of values")));
+        }
+        Ok(Self { path: path.into(), file: Mutex::new(file), header, start })
     }
 
     /// The file's string metadata (`__metadata__`), empty when there is none.
-    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
-        let (_, header) = SafeTensors::read_metadata(&self.map)
-            .map_err(|e| Error::data(&self.path, "a safetensors header", e.to_string(), "copy or download the file again"))?;
-        Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        self.header.metadata().clone().unwrap_or_default().into_iter().collect()
+    }
+
+    fn bytes(&self, (start, end): (usize, usize)) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; end - start];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(self.start + start as u64))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
     }
 }
 
@@ -56,15 +78,12 @@ impl TensorSource for SafetensorsFile {
     }
 
     fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        // `open` has parsed the same bytes.
-        let Ok(tensors) = self.parse() else { return BTreeMap::new() };
-        tensors.iter().map(|(name, view)| (name.to_string(), view.shape().to_vec())).collect()
+        self.header.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())).collect()
     }
 
     fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
         use candle_core::safetensors::Load;
-        let tensors = self.parse()?;
-        let view = tensors.tensor(name).map_err(|_| {
+        let info = self.header.info(name).ok_or_else(|| {
             Error::data(
                 &self.path,
                 format!("a tensor named `{name}`"),
@@ -72,7 +91,9 @@ impl TensorSource for SafetensorsFile {
                 "check that the file belongs to this model",
             )
         })?;
-        let tensor = view.load(device)?;
+        let bytes = self.bytes(info.data_offsets).map_err(|e| Error::io(&self.path, e))?;
+        let tensor =
+            TensorView::new(info.dtype, info.shape.clone(), &bytes).map_err(candle_core::Error::from)?.load(device)?;
         Ok(match tensor.dtype() {
             DType::F16 | DType::BF16 | DType::F64 => tensor.to_dtype(DType::F32)?,
             _ => tensor,
@@ -82,7 +103,7 @@ impl TensorSource for SafetensorsFile {
 
 /// The string metadata of the file at `path`.
 pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
-    SafetensorsFile::open(path)?.metadata()
+    Ok(SafetensorsFile::open(path)?.metadata())
 }
 
 /// Writes tensors with string metadata, atomically and one tensor at a time.
@@ -131,7 +152,7 @@ mod tests {
         }
         assert!(std::fs::read(&paths[0]).unwrap() == std::fs::read(&paths[1]).unwrap());
         let file = SafetensorsFile::open(&paths[0]).unwrap();
-        assert_eq!(file.metadata().unwrap(), metadata);
+        assert_eq!(file.metadata(), metadata);
         assert_eq!(file.load("count", &Device::Cpu).unwrap().to_scalar::<i64>().unwrap(), 7);
         assert_eq!(file.load("half", &Device::Cpu).unwrap().to_vec1::<f32>().unwrap(), [0.5]);
         assert_eq!(file.load("view", &Device::Cpu).unwrap().to_vec2::<f32>().unwrap(), [[1.0, 3.0], [2.0, 4.0]]);

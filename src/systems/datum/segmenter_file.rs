@@ -74,7 +74,7 @@ pub fn read(path: &Path) -> Result<(Header, weights::SafetensorsFile)> {
         return Err(Error::data(path, format!("a finished run with {FILE}"), "no such file", next));
     }
     let source = weights::SafetensorsFile::open(&file)?;
-    let text = source.metadata()?.remove(KEY).ok_or_else(|| {
+    let text = source.metadata().remove(KEY).ok_or_else(|| {
         Error::data(&file, "a segmenter written by `datum adapt`", "weights of another kind", "name a run folder of `adapt`")
     })?;
     let header: Header = serde_json::from_str(&text)

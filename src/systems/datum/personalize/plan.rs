@@ -32,6 +32,8 @@ pub struct Plan {
     pub learning_rate: f64,
     /// Images in memory at once, class images included.
     pub batch: u64,
+    /// Activations are computed again in the backward pass.
+    pub gradient_checkpointing: bool,
     /// What could be trained; the first is what is asked for.
     pub choices: Vec<Choice>,
 }
@@ -47,6 +49,8 @@ pub struct Choice {
     pub trained: u64,
     /// Expected peak memory in bytes.
     pub peak_bytes: u64,
+    /// The same with gradient checkpointing.
+    pub checkpointed_peak_bytes: u64,
 }
 
 /// Reads photos and settings, and of the weights only the shapes.
@@ -74,6 +78,7 @@ pub fn plan(config: &PersonalizeConfig, places: &Places, progress: &dyn Progress
         steps: config.steps,
         learning_rate: config.learning_rate,
         batch: batch(&config),
+        gradient_checkpointing: config.gradient_checkpointing,
         choices: ways.map(|(method, text)| choice(&config, &folder, &sources, method, text)).to_vec(),
     })
 }
@@ -101,12 +106,14 @@ fn choice(
     let trained = trained_of(&**unet, unet_plan(config)) + trained_text;
     let (side, tokens) = (config.crop_size / folder.vae_config.downsampling(), folder.text_config.max_position_embeddings);
     let text_kept = if train_text_encoder { footprint::text(&folder.text_config, tokens) } else { 0 };
-    let kept = footprint::unet(&folder.unet_config, (side, side), tokens) + text_kept;
-    let item = kept.max(footprint::vae_encoding(&folder.vae_config, config.crop_size));
     let weights = count(&**unet) + count(&**text) + count(&**vae);
     let accumulates = config.gradient_accumulation_steps > 1;
-    let peak_bytes = footprint::peak(weights, trained, accumulates, batch(config) * item);
-    Choice { method, train_text_encoder, trained, peak_bytes }
+    let peak = |recomputed: bool| {
+        let kept = footprint::unet(&folder.unet_config, (side, side), tokens, recomputed) + text_kept;
+        let item = kept.max(footprint::vae_encoding(&folder.vae_config, config.crop_size));
+        footprint::peak(weights, trained, accumulates, batch(config) * item)
+    };
+    Choice { method, train_text_encoder, trained, peak_bytes: peak(false), checkpointed_peak_bytes: peak(true) }
 }
 
 /// Two matrices for every adapted layer.
@@ -136,12 +143,14 @@ impl Plan {
                 Method::Full => "full",
                 Method::Lora => "lora",
             };
-            let peak = terminal::memory(choice.peak_bytes);
-            vec![method.to_string(), choice.train_text_encoder.to_string(), millions(choice.trained), peak]
+            let (peak, less) = (terminal::memory(choice.peak_bytes), terminal::memory(choice.checkpointed_peak_bytes));
+            vec![method.to_string(), choice.train_text_encoder.to_string(), millions(choice.trained), peak, less]
         };
         let mut rows: Vec<Vec<String>> = self.choices.iter().map(row).collect();
-        rows[0].push("← this run".into());
-        let heads = ["method", "text encoder learns", "trained", "expected peak memory", ""];
+        let with = if self.gradient_checkpointing { ", with gradient checkpointing" } else { "" };
+        rows[0].push(format!("← this run{with}"));
+        let heads =
+            ["method", "text encoder learns", "trained", "expected peak memory", "with gradient_checkpointing = true", ""];
         format!("{facts}\n{}\nnothing was trained or written", terminal::table(&heads, &rows))
     }
 }
