@@ -40,15 +40,23 @@ stage() {
   "$datum" "$verb" "$@" --output "$out/$name" "${resume[@]}" && touch "$out/$name.done"
 }
 stage pretrain pretrain "${recipe[@]}" --images "$out/photos"
-stage personalize personalize "${recipe[@]}" "$photo" --base "$out/pretrain"
-stage generate generate "${recipe[@]}" --prompts things.txt --model "$out/personalize" \
-  --init-images "$out/photos" --init-style "$photo"
+# The class images that keep the model from forgetting streets are the day photos.
+stage personalize personalize "${recipe[@]}" "$photo" --base "$out/pretrain" --class-images "$out/photos"
+from_photos=(--prompts things.txt --model "$out/personalize" --init-images "$out/photos" --init-style "$photo")
+stage generate generate "${recipe[@]}" "${from_photos[@]}"
+# The same photos in the same light without the diffusion model's part: only through the autoencoder.
+stage light generate "${recipe[@]}" "${from_photos[@]}" --strength 0
 
-# The pseudo-target set: the generated pictures, and the photo itself as every fifth picture.
-mkdir -p "$out/pseudo-target"
-ln -sf "$(realpath "$out/generate/images")"/*.png "$out/pseudo-target/"
-count=$(find "$out/generate/images" -name '*.png' | wc -l)
-for i in $(seq $((count / 4))); do ln -sf "$(realpath "$photo")" "$out/pseudo-target/photo_$i.jpg"; done
+# with_photo SET: a target set of its pictures, with the photo itself as every fifth one.
+with_photo() {
+  mkdir -p "$out/$1-photo"
+  ln -sf "$(realpath "$out/$1/images")"/*.png "$out/$1-photo/"
+  local count
+  count=$(find "$out/$1/images" -name '*.png' | wc -l)
+  for i in $(seq $((count / 4))); do ln -sf "$(realpath "$photo")" "$out/$1-photo/photo_$i.jpg"; done
+}
+with_photo generate
+with_photo light
 
 # All rows go on from one source-only training, so that they share what they know of the source.
 source=(--source "camvid=$camvid/day" --encoder-weights "$lite0")
@@ -66,6 +74,6 @@ row source-only --strategy source-only
 row fda --strategy source-only --target "$out/shot" --set fourier=0.01
 row photo-fda --target "$out/shot" --set fourier=0.01
 row generated --target "$out/generate/images"
-row generated-fda --target "$out/generate/images" --set fourier=0.01
-row datum --target "$out/pseudo-target" --set fourier=0.01
+row light-fda --target "$out/light-photo" --set fourier=0.01
+row datum --target "$out/generate-photo" --set fourier=0.01
 row all-dusk --target "camvid=$camvid/dusk"

@@ -77,7 +77,7 @@ struct Flags {
     /// Photos whose layout is kept: image j starts from photo j mod n instead of from noise alone
     #[arg(long, value_name = "DIR")]
     init_images: Option<String>,
-    /// Share of the way to noise that these photos go [default: 0.6]
+    /// Share of the way to noise that these photos go; 0 only passes them through the autoencoder [default: 0.6]
     #[arg(long, value_name = "X")]
     strength: Option<f64>,
     /// Photo whose light and colours these photos take over first (FDA), e.g. the one of the target

@@ -46,7 +46,8 @@ pub struct Request {
     pub seed: u64,
     /// Standard normal latents (1, C, h, w) instead of draws from `seed`.
     pub latents: Option<Tensor>,
-    /// Clean latents of a photo (1, C, h, w) whose layout is kept, with the share of the way to noise it goes.
+    /// Clean latents of a photo (1, C, h, w) whose layout is kept, with the share of the way to noise it goes; at 0 nothing
+    /// is denoised.
     pub initial: Option<(Tensor, f64)>,
 }
 
@@ -68,8 +69,11 @@ impl TextToImage {
         let guided = settings.guidance_scale > 1.0;
         let context = self.context(requests, settings, guided)?;
         let (start, mut latents) = self.start(requests, settings, &sampler)?;
-        sampler.skip(start)?;
         let timesteps = sampler.timesteps().to_vec();
+        if start == timesteps.len() {
+            return Ok(latents);
+        }
+        sampler.skip(start)?;
         for (index, &timestep) in timesteps.iter().enumerate().skip(start) {
             if crate::base::interrupt::requested() {
                 return Err(Error::Interrupted { resume: "run the same command again; finished images are kept".into() });
@@ -95,7 +99,8 @@ impl TextToImage {
         Ok(self.text_encoder.forward(&token_ids(&self.tokenizer, &texts)?)?)
     }
 
-    /// Where the denoising starts: the index of the first step and the noisy latents.
+    /// Where the denoising starts: the index of the first step (the number of steps when there is nothing to denoise) and the
+    /// noisy latents.
     fn start(&self, requests: &[Request], settings: &SamplingSettings, sampler: &Sampler) -> Result<(usize, Tensor)> {
         let channels = self.vae.latent_channels();
         let (height, width) = settings.latent_size;
@@ -120,8 +125,11 @@ impl TextToImage {
             return Err(Error::Usage("a batch holds images with and without an initial photo".into()));
         }
         let steps = sampler.timesteps().len();
-        let start = steps - ((steps as f64 * strength).round() as usize).clamp(1, steps);
         let clean = Tensor::cat(&initial.iter().map(|(latents, _)| latents).collect::<Vec<_>>(), 0)?;
+        if *strength == 0.0 {
+            return Ok((steps, clean));
+        }
+        let start = steps - ((steps as f64 * strength).round() as usize).clamp(1, steps);
         let timestep = sampler.timesteps()[start] as usize;
         Ok((start, self.schedule.add_noise(&clean, &noise, &vec![timestep; requests.len()])?))
     }

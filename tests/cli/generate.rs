@@ -130,8 +130,10 @@ fn initial_photos_need_a_solver_that_can_start_from_them() {
     };
     let half = image("--strength 0.5", "out");
     assert_ne!(image("--strength 0.25", "out"), half, "another strength in the same folder makes other images");
-    for strength in ["0", "1.5"] {
-        sandbox.fails(&format!("{line} --scheduler ddim --strength {strength}"), 2, &["above 0 and up to 1"]);
+    assert_ne!(image("--strength 0 --seed 1", "out"), half);
+    assert_eq!(image("--strength 0 --seed 2", "out"), image("--strength 0 --seed 1", "out"), "nothing random in it");
+    for strength in ["-0.1", "1.5"] {
+        sandbox.fails(&format!("{line} --scheduler ddim --strength={strength}"), 2, &["from 0 to 1"]);
     }
     let dark = RgbImage { height: 32, width: 48, pixels: [[20, 25, 40]; 32 * 48].concat() };
     images::write_png(&sandbox.path("dusk.png"), &dark, &[]).unwrap();

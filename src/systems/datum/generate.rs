@@ -135,9 +135,9 @@ impl<'a> Job<'a> {
                 scan.images
             }
         };
-        let possible = config.strength > 0.0 && config.strength <= 1.0;
+        let possible = (0.0..=1.0).contains(&config.strength);
         if !initial.is_empty() && !possible {
-            return Err(Error::Usage(format!("strength {}: expected a value above 0 and up to 1", config.strength)));
+            return Err(Error::Usage(format!("strength {}: expected a value from 0 to 1", config.strength)));
         }
         Ok(Self {
             config,

@@ -1,0 +1,115 @@
+"""PyTorch's times for the rows of benches/models.rs: same names, sizes, columns. Two threads. python benches/models.py [FILTER]
+
+Segmenters come from tests/golden/seg.py, the networks of Stable Diffusion from diffusers and transformers.
+"""
+import os
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../tests/golden"))
+torch.set_num_threads(2)
+torch.manual_seed(0)
+wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+
+
+def timed(call):
+    """Minimum and median in ms, after one warm-up call; calls repeat for 1.5 s, at least twice and at most 30 times."""
+    call()
+    start, times = time.perf_counter(), []
+    while len(times) < 2 or (time.perf_counter() - start < 1.5 and len(times) < 30):
+        begin = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - begin) * 1e3)
+    times.sort()
+    return times[0], times[len(times) // 2]
+
+
+def row(name, build, run, loss=None):
+    if wanted not in name:
+        return
+    model = build()
+
+    def forward():
+        with torch.no_grad():
+            run(model)
+
+    model.eval()
+    times = timed(forward)
+    step_times = (float("nan"),) * 2
+    if loss:
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-6, fused=True)
+
+        def step():
+            optimizer.zero_grad()
+            loss(run(model)).backward()
+            optimizer.step()
+
+        step_times = timed(step)
+    print(name, *(f"{t:.1f}" for t in (*times, *step_times)), sep="\t", flush=True)
+
+
+def segmenter(name, encoder, width, shape):
+    if wanted not in name:
+        return
+    import seg
+    from transformers import SegformerConfig, SegformerModel
+
+    seg.CLASSES = 19
+
+    def build():
+        if encoder == "lite0":
+            net = seg.Lite0()
+        else:
+            sizes = dict(b0=dict(), b5=dict(depths=[3, 6, 40, 3], hidden_sizes=[64, 128, 320, 512]))[encoder]
+            net = seg.MiT(SegformerModel(SegformerConfig(drop_path_rate=0.0, **sizes)))
+            net.channels = net.model.config.hidden_sizes
+        return torch.nn.Sequential(net, seg.DAFormerHead(net.channels, width))
+
+    images = torch.randn(*shape)
+    labels = (torch.arange(shape[0] * shape[2] * shape[3]) % 19).reshape(shape[0], *shape[2:])
+    row(name, build, lambda net: net(images), lambda out: F.cross_entropy(F.interpolate(out, shape[2:], mode="bilinear"), labels))
+
+
+def unet(name, side, tokens, trains, **config):
+    from diffusers import UNet2DConditionModel
+
+    width = config.get("cross_attention_dim", 768)
+    latents, context, when = torch.randn(1, 4, side, side), torch.randn(1, tokens, width), torch.tensor([500.0])
+    build = lambda: UNet2DConditionModel(**{"cross_attention_dim": 768, **config})
+    row(name, build, lambda net: net(latents, when, context).sample, (lambda out: F.mse_loss(out, latents)) if trains else None)
+
+
+def decoder():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+
+
+def text():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        bos_token_id=49406, eos_token_id=49407, pad_token_id=49407))
+
+
+segmenter("lite0 + daformer 64, 2x240x320", "lite0", 64, (2, 3, 240, 320))
+segmenter("mit-b0 + daformer 256, 512x512", "b0", 256, (1, 3, 512, 512))
+segmenter("mit-b5 + daformer 256, 512x512", "b5", 256, (1, 3, 512, 512))
+unet("small U-Net, 40x40 latents", 40, 16, True, block_out_channels=(64, 128, 192), layers_per_block=1, norm_num_groups=16,
+     cross_attention_dim=128, attention_head_dim=4,
+     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+unet("SD 1.5 U-Net, 32x32 latents", 32, 77, True)
+unet("SD 1.5 U-Net, 64x64 latents", 64, 77, False)
+latents = torch.randn(1, 4, 64, 64)
+row("SD 1.5 decoder, 512x512", decoder, lambda net: net.decode(latents).sample)
+ids = (torch.arange(77) * 601 % 49408)[None]
+row("SD 1.5 text encoder", text, lambda net: net(ids).last_hidden_state, lambda out: out.square().mean())
