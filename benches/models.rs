@@ -80,10 +80,7 @@ impl Bench {
 }
 
 /// One step as trainings do it.
-fn training_step(
-    store: &ParamStore,
-    loss: impl Fn() -> candle_core::Result<Tensor>,
-) -> impl FnMut() -> Result<()> {
+fn training_step(store: &ParamStore, loss: impl Fn() -> candle_core::Result<Tensor>) -> impl FnMut() -> Result<()> {
     let mut optimizer = AdamW::new(vec![Group::all(store, 1e-2)], AdamWConfig::default());
     move || {
         let optimizer = optimizer.as_mut().map_err(|e| candle_core::Error::Msg(e.to_string()))?;

@@ -107,6 +107,10 @@ fn convolutions(bench: &Bench) -> Result<()> {
     let (xs, weight) = ([1, 320, 64, 64], [320, 320, 3, 3]);
     bench.conv("conv3x3 320ch 64x64", &xs, &weight, spec(1, 1, 1, 1))?;
     bench.conv("conv3x3 640ch 32x32", &[1, 640, 32, 32], &[640, 640, 3, 3], spec(1, 1, 1, 1))?;
+    bench.conv("conv3x3 1280ch 16x16", &[1, 1280, 16, 16], &[1280, 1280, 3, 3], spec(1, 1, 1, 1))?;
+    bench.conv("conv3x3 1280ch 8x8", &[1, 1280, 8, 8], &[1280, 1280, 3, 3], spec(1, 1, 1, 1))?;
+    bench.conv("conv3x3 64ch 40x40", &[1, 64, 40, 40], &[64, 64, 3, 3], spec(1, 1, 1, 1))?;
+    bench.conv("conv3x3 128ch 20x20", &[1, 128, 20, 20], &[128, 128, 3, 3], spec(1, 1, 1, 1))?;
     bench.conv("conv3x3 320ch 64x64 s2", &xs, &weight, spec(2, 1, 1, 1))?;
     bench.conv("conv3x3 128ch 256x256", &[1, 128, 256, 256], &[128, 128, 3, 3], spec(1, 1, 1, 1))?;
     bench.conv("conv1x1 320ch 64x64", &xs, &[320, 320, 1, 1], spec(1, 0, 1, 1))?;

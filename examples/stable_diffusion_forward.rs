@@ -70,7 +70,7 @@ fn load<M>(part: &str, source: Box<dyn TensorSource>, build: impl FnOnce(&Builde
 }
 
 fn prompt_ids(folder: &PipelineFolder, inputs: &SafetensorsFile) -> Result<Tensor> {
-    let metadata = inputs.metadata()?;
+    let metadata = inputs.metadata();
     let prompts: Vec<String> = serde_json::from_str(metadata.get("prompts").map_or("[]", String::as_str))
         .map_err(|e| Error::Usage(format!("the metadata `prompts` must be a JSON list of texts: {e}")))?;
     let ids = prompts.iter().map(|prompt| folder.tokenizer.encode(prompt)).collect::<Result<Vec<_>>>()?;

@@ -92,8 +92,7 @@ impl TensorSource for SafetensorsFile {
             )
         })?;
         let bytes = self.bytes(info.data_offsets).map_err(|e| Error::io(&self.path, e))?;
-        let tensor =
-            TensorView::new(info.dtype, info.shape.clone(), &bytes).map_err(candle_core::Error::from)?.load(device)?;
+        let tensor = TensorView::new(info.dtype, info.shape.clone(), &bytes).map_err(candle_core::Error::from)?.load(device)?;
         Ok(match tensor.dtype() {
             DType::F16 | DType::BF16 | DType::F64 => tensor.to_dtype(DType::F32)?,
             _ => tensor,

@@ -243,14 +243,7 @@ fn inside(sizes: &Sizes, offset: usize, size: usize, out: usize) -> (Range<usize
 
 /// Lays out the pixels under all taps of one channel: `rows` (kh·kw, tile rows · W'). With a stride, the pixels of an input
 /// row that lie one stride apart are brought together once, and then every tap is a copy.
-fn copy_taps(
-    sizes: &Sizes,
-    plane: &[f32],
-    taps: &[ColumnTap],
-    tile: &Range<usize>,
-    rows: &mut [f32],
-    phases: &mut Vec<f32>,
-) {
+fn copy_taps(sizes: &Sizes, plane: &[f32], taps: &[ColumnTap], tile: &Range<usize>, rows: &mut [f32], phases: &mut Vec<f32>) {
     let (out_width, stride) = (sizes.out_width, sizes.spec.stride);
     let (count, phase) = (tile.len() * out_width, sizes.width.div_ceil(stride));
     phases.resize(if stride > 1 { stride * phase } else { 0 }, 0.0);
@@ -266,7 +259,8 @@ fn copy_taps(
                     out.fill(0.0);
                     continue;
                 };
-                let from = if stride > 1 { &phases[tap.first % stride * phase + tap.first / stride..] } else { &line[tap.first..] };
+                let from =
+                    if stride > 1 { &phases[tap.first % stride * phase + tap.first / stride..] } else { &line[tap.first..] };
                 out[..tap.columns.start].fill(0.0);
                 out[tap.columns.end..].fill(0.0);
                 out[tap.columns.clone()].copy_from_slice(&from[..tap.columns.len()]);

@@ -3,6 +3,7 @@
 mod columns;
 mod depthwise;
 mod op;
+mod winograd;
 
 use super::{Builder, Init};
 use crate::base::Result;

@@ -1,6 +1,6 @@
 //! The convolution as a candle operation: sizes, dispatch, bias.
 
-use super::{ConvSpec, columns, depthwise};
+use super::{ConvSpec, columns, depthwise, winograd};
 use crate::nn::cpu::{self, Gradients3};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -65,14 +65,26 @@ impl Sizes {
         (y * self.spec.stride + ky * self.spec.dilation).checked_sub(self.spec.padding).filter(|row| *row < self.height)
     }
 
-    /// Every input channel has its own kernels.
-    fn is_depthwise(&self) -> bool {
-        self.spec.groups == self.in_channels && self.spec.groups > 1
+    fn method(&self) -> Method {
+        let depthwise = self.spec.groups == self.in_channels && self.spec.groups > 1;
+        match (depthwise, winograd::wins(self)) {
+            (true, _) => Method::Depthwise,
+            (false, true) => Method::Winograd,
+            (false, false) => Method::Columns,
+        }
     }
 
     fn out_shape(&self) -> Shape {
         (self.batch, self.out_channels, self.out_height, self.out_width).into()
     }
+}
+
+/// How a convolution is computed.
+enum Method {
+    /// Every input channel has its own kernels.
+    Depthwise,
+    Winograd,
+    Columns,
 }
 
 /// Convolution with two (inputs, weight) or three arguments (bias).
@@ -84,18 +96,23 @@ impl Convolution {
         if bias.is_some_and(|bias| bias.len() != sizes.out_channels) {
             bail!("conv2d: bias of {:?} values for {} channels", bias.map(<[f32]>::len), sizes.out_channels)
         }
-        let out = if sizes.is_depthwise() {
-            depthwise::forward(&sizes, xs.0, weight.0, bias)
-        } else {
-            columns::forward(&sizes, xs.0, weight.0, bias)
+        let forward = match sizes.method() {
+            Method::Depthwise => depthwise::forward,
+            Method::Winograd => winograd::forward,
+            Method::Columns => columns::forward,
         };
+        let out = forward(&sizes, xs.0, weight.0, bias);
         Ok((CpuStorage::F32(out), sizes.out_shape()))
     }
 
     fn backward(&self, xs: &Tensor, weight: &Tensor, gradient: &[f32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let sizes = Sizes::new(xs.dims(), weight.dims(), self.0)?;
         let (xs_values, weight_values) = (cpu::read(xs)?, cpu::read(weight)?);
-        let backward = if sizes.is_depthwise() { depthwise::backward } else { columns::backward };
+        let backward = match sizes.method() {
+            Method::Depthwise => depthwise::backward,
+            Method::Winograd => winograd::backward,
+            Method::Columns => columns::backward,
+        };
         let wanted = (xs.track_op(), weight.track_op());
         let (for_xs, for_weight) = backward(&sizes, &xs_values, &weight_values, gradient, wanted);
         Ok((
