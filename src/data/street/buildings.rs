@@ -64,7 +64,7 @@ impl Facade {
             (Quarter::Modern, 0..=3) => Wall::Glass,
             (Quarter::Modern, 4..=7) => Wall::Panel,
             (Quarter::Modern, _) => Wall::Plaster,
-            (_, 0..=4) => Wall::Plaster,
+            (Quarter::Old | Quarter::Low, 0..=4) => Wall::Plaster,
             (_, 5..=7) => Wall::Brick,
             _ => Wall::Stone,
         };

@@ -161,6 +161,7 @@ pub(super) fn develop(canvas: &Canvas, air: &Air) -> Vec<u8> {
     let (width, height) = (canvas.width, canvas.height);
     let mut pixels = Vec::with_capacity(width * height * 3);
     let last = (curve.len() - 1) as f32;
+    let strength = 0.7 * 255.0 * air.noise;
     for y in 0..height {
         for x in 0..width {
             let (dx, dy) = (x as f32 / width as f32 - 0.5, y as f32 / height as f32 - 0.5);
@@ -168,31 +169,34 @@ pub(super) fn develop(canvas: &Canvas, air: &Air) -> Vec<u8> {
             let seen = canvas.colors[y * width + x].times(air.white) * (air.exposure * corner);
             let mean = seen.luminance();
             let seen = gray(mean).mix(seen, air.saturation);
-            let grain = |salt: u32| noise4(hash(x as i32, y as i32, air.seed ^ salt));
-            let common = grain(0x51);
-            for (value, salt) in [(seen.x, 0x11), (seen.y, 0x22), (seen.z, 0x33)] {
+            let mut bits = hash(x as i32, y as i32, air.seed);
+            let common = noise4(bits);
+            for value in [seen.x, seen.y, seen.z] {
+                bits = (bits ^ (bits >> 16)).wrapping_mul(0x7feb_352d);
                 // Equal steps of the root are what the eye tells apart.
-                let at = (value.clamp(0.0, 4.0) * 0.25).sqrt() * last;
-                let i = (at as usize).min(curve.len() - 2);
-                let level = mix(curve[i], curve[i + 1], at - i as f32);
-                let noise = air.noise * (0.7 * common + 0.7 * grain(salt)) * (1.15 - 0.6 * level);
-                pixels.push(((level + noise) * 255.0 + 0.5).clamp(0.0, 255.0) as u8);
+                let at = (value.max(0.0) * 0.25).sqrt() * last;
+                let level = curve[(at as usize).min(curve.len() - 1)];
+                let noise = strength * (common + noise4(bits)) * (1.15 - level * (0.6 / 255.0));
+                pixels.push((level + noise + 0.5) as u8);
             }
         }
     }
     pixels
 }
 
-/// Display level for light of 0…4, in steps of its root: highlights are rolled off, then contrast around middle gray.
+/// Entries of the tone curve: enough that steps stay below one level of 8 bits.
+const CURVE: usize = 4096;
+
+/// Display level 0…255 for light of 0…4, in steps of its root: highlights are rolled off, then contrast around middle gray.
 fn tone_curve(air: &Air) -> Vec<f32> {
     let level = |i: usize| {
-        let root = i as f32 / 1023.0;
+        let root = i as f32 / (CURVE - 1) as f32;
         let light = 4.0 * root * root * 1.15;
         let rolled = light * (1.0 + light * 0.11) / (1.0 + light * 0.62);
         let display = pow(rolled.min(1.0), 1.0 / 2.2);
-        (0.46 + (display - 0.46) * air.contrast).clamp(0.0, 1.0)
+        (0.46 + (display - 0.46) * air.contrast).clamp(0.0, 1.0) * 255.0
     };
-    (0..1024).map(level).collect()
+    (0..CURVE).map(level).collect()
 }
 
 /// Roughly normal noise of unit spread from 32 random bits: the sum of four bytes.

@@ -2,7 +2,7 @@
 
 use super::look::Air;
 use super::material::{Facade, Wall};
-use super::math::{Rgb, clouds, gray, hash01, mix, noise, pulse, smooth, train, v3};
+use super::math::{Rgb, clouds, floor, gray, hash01, mix, noise, pulse, smooth, train, v3};
 use super::surface::{Place, Surface, bricks};
 
 /// Light of lit rooms.
@@ -28,19 +28,19 @@ pub(super) fn facade(air: &Air, f: &Facade, at: &Place) -> Surface {
     if at.v > f.height {
         return surface;
     }
-    let floor = ((at.v - f.ground) / f.storey).floor();
-    let column = (at.u / f.bay).floor();
-    let full = f.ground + (floor + 1.0) * f.storey <= f.height + 0.3;
-    if !full || floor < 0.0 || (f.blind && hash01(column as i32, floor as i32, f.seed ^ 3) > 0.22) {
+    let level = floor((at.v - f.ground) / f.storey);
+    let column = floor(at.u / f.bay);
+    let full = f.ground + (level + 1.0) * f.storey <= f.height + 0.3;
+    if !full || level < 0.0 || (f.blind && hash01(column as i32, level as i32, f.seed ^ 3) > 0.22) {
         return surface;
     }
     let x = at.u - (column + 0.5) * f.bay;
-    let y = at.v - f.ground - floor * f.storey - 0.5 * (f.storey - f.window.1);
-    window(air, f, at, surface, (x, y), f.window, (column as i32, floor as i32))
+    let y = at.v - f.ground - level * f.storey - 0.5 * (f.storey - f.window.1);
+    window(air, f, at, surface, (x, y), f.window, (column as i32, level as i32))
 }
 
 fn wall(f: &Facade, at: &Place) -> Rgb {
-    let stain = mix(0.84, 1.06, clouds(at.u * 0.3, at.v * 0.2, f.seed, 3));
+    let stain = mix(0.84, 1.06, clouds(at.u * 0.3, at.v * 0.2, f.seed, 2));
     match f.wall {
         Wall::Brick => bricks(f.color, at, 0.28, 0.1, f.seed),
         Wall::Stone => bricks(f.color, at, 0.9, 0.45, f.seed) * 0.96,
@@ -83,8 +83,8 @@ fn window(air: &Air, f: &Facade, at: &Place, wall: Surface, (x, y): (f32, f32), 
 }
 
 /// What is behind a pane: its colour by daylight and its own light. `x` −1…1 and `y` 0…1 within the window.
-fn room(air: &Air, f: &Facade, (x, y): (f32, f32), (column, floor): (i32, i32)) -> (Rgb, Rgb) {
-    let h = |salt: u32| hash01(column, floor, f.seed ^ salt.wrapping_mul(7919));
+fn room(air: &Air, f: &Facade, (x, y): (f32, f32), (column, level): (i32, i32)) -> (Rgb, Rgb) {
+    let h = |salt: u32| hash01(column, level, f.seed ^ salt.wrapping_mul(7919));
     let drawn = match (h(1) * 4.0) as u32 {
         0 => smooth(0.5, 0.75, x.abs()),
         1 => smooth(1.0 - 0.7 * h(2), 1.02 - 0.7 * h(2), y),
@@ -103,7 +103,7 @@ fn room(air: &Air, f: &Facade, (x, y): (f32, f32), (column, floor): (i32, i32)) 
 /// A shop: windows between pillars, a board with its name, a door.
 fn shop(air: &Air, f: &Facade, at: &Place, wall: Surface) -> Surface {
     let span = f.width / (f.width / 4.2).round().max(1.0);
-    let column = (at.u / span).floor();
+    let column = floor(at.u / span);
     let id = column as i32;
     let x = at.u - column * span;
     let (top, w) = (f.ground - 1.0, at.w);
@@ -131,7 +131,7 @@ fn shop(air: &Air, f: &Facade, at: &Place, wall: Surface) -> Surface {
 
 /// Things on display.
 fn goods(u: f32, v: f32, seed: u32) -> Rgb {
-    let (i, j) = ((u * 2.3).floor() as i32, (v * 1.7).floor() as i32);
+    let (i, j) = (floor(u * 2.3) as i32, floor(v * 1.7) as i32);
     let h = |salt: u32| hash01(i, j, seed ^ salt);
     let shape = smooth(0.35, 0.5, noise(u * 4.0, v * 4.0, seed));
     v3(h(11), h(12), h(13)) * (0.55 * shape * smooth(2.4, 0.6, v))
@@ -140,7 +140,7 @@ fn goods(u: f32, v: f32, seed: u32) -> Rgb {
 /// Something like words, `tall` metres high and at most `long` metres wide.
 pub(super) fn lettering(x: f32, y: f32, tall: f32, long: f32, seed: u32, w: f32) -> f32 {
     let pitch = 0.62 * tall;
-    let i = (x / pitch).floor();
+    let i = floor(x / pitch);
     if x < 0.0 || x > long || hash01(i as i32, 5, seed) < 0.14 {
         return 0.0;
     }
@@ -154,7 +154,7 @@ pub(super) fn lettering(x: f32, y: f32, tall: f32, long: f32, seed: u32, w: f32)
 
 /// The lowest storey of a house people live in: one door, windows.
 fn ground_floor(air: &Air, f: &Facade, at: &Place, wall: Surface) -> Surface {
-    let column = (at.u / f.bay).floor();
+    let column = floor(at.u / f.bay);
     let x = at.u - (column + 0.5) * f.bay;
     let axes = (f.width / f.bay).round().max(1.0) as u32;
     if column as i32 != (f.seed % axes) as i32 {
@@ -178,12 +178,12 @@ fn ground_floor(air: &Air, f: &Facade, at: &Place, wall: Surface) -> Surface {
 /// A front of glass: bands of panes, spandrels and thin posts.
 fn curtain(air: &Air, f: &Facade, at: &Place, wall: Surface) -> Surface {
     let (w, half_bay) = (at.w, 0.5 * f.bay);
-    let (column, floor) = ((at.u / half_bay).floor() as i32, (at.v / f.storey).floor() as i32);
+    let (column, level) = (floor(at.u / half_bay) as i32, floor(at.v / f.storey) as i32);
     let (x, y) = (at.u / half_bay, at.v / f.storey);
     let post = train(x + 0.03, 0.07, w / half_bay).max(train(y + 0.02, 0.05, w / f.storey));
     let spandrel = train(y, 0.24, w / f.storey);
-    let tint = v3(0.05, 0.075, 0.085).mix(f.color * 0.25, 0.4) * mix(0.7, 1.2, hash01(column, floor, f.seed));
-    let (color, light) = room(air, f, (0.0, y - y.floor()), (column / 3, floor));
+    let tint = v3(0.05, 0.075, 0.085).mix(f.color * 0.25, 0.4) * mix(0.7, 1.2, hash01(column, level, f.seed));
+    let (color, light) = room(air, f, (0.0, y - floor(y)), (column / 3, level));
     let mut surface = wall;
     surface.albedo = tint.mix(color, 0.3).mix(tint * 1.6 + f.color * 0.12, spandrel).mix(f.color * 0.7, post);
     surface.emission = light * ((1.0 - post) * (1.0 - spandrel));

@@ -2,14 +2,14 @@
 
 use super::layout::{Lamp, LampKind, Scene};
 use super::look::Air;
-use super::math::{Rgb, V3, clouds, gray, pow, smooth, v3};
+use super::math::{Rgb, V3, clouds, gray, smooth, v3};
 use super::raster::{Buffer, View};
 use super::surface::Surface;
 
 /// Half the width of the ground that the sun's shadows are computed for, in metres.
 const SHADOW_REACH: f32 = 46.0;
 /// Samples across that ground.
-const SHADOW_SIZE: usize = 640;
+const SHADOW_SIZE: usize = 576;
 
 /// All light of one picture.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl<'a> Light<'a> {
             let inverse = 1.0 / d2.sqrt();
             let down = (to.y * inverse).max(0.0);
             let facing = (normal.dot(to) * inverse * 0.85 + 0.15).max(0.0);
-            sum += v3(1.0, 0.72, 0.42) * (16.0 * down * facing / d2);
+            sum += v3(1.0, 0.72, 0.42) * (24.0 * down * facing / d2);
         }
         for (from, ahead, power) in &self.beams {
             let d = p - *from;
@@ -109,11 +109,12 @@ impl<'a> Light<'a> {
     /// What a glossy surface mirrors in direction `d`: sky, a row of houses, ground.
     fn surroundings(&self, d: V3) -> Rgb {
         let air = self.air;
-        let houses = air.sky.mix(air.bounce, 0.5) * 0.32 + air.skyline * 0.06;
+        let houses = air.sky.mix(air.bounce, 0.5) * 0.4 + air.skyline * 0.1;
         let ground = air.bounce * 0.55;
-        let sky = self.plain_sky(d);
-        let upper = houses.mix(sky, smooth(0.16, 0.42, d.y));
-        ground.mix(upper, smooth(-0.1, 0.04, d.y))
+        if d.y < 0.16 {
+            return ground.mix(houses, smooth(-0.1, 0.04, d.y));
+        }
+        houses.mix(self.plain_sky(d), smooth(0.16, 0.42, d.y))
     }
 
     /// The sky without clouds; `d` has length 1.
@@ -125,7 +126,8 @@ impl<'a> Light<'a> {
         let mut color = air.zenith.mix(air.skyline, low2 * low2);
         let towards = d.dot(air.sun_at).max(0.0);
         if air.glow.x > 0.0 {
-            color += air.glow * (pow(towards, 5.0) * 0.55 * (0.35 + 0.65 * low2));
+            let square = towards * towards;
+            color += air.glow * (square * square * towards * 0.55 * (0.35 + 0.65 * low2));
         }
         color
     }
@@ -137,11 +139,12 @@ impl<'a> Light<'a> {
         let mut color = self.plain_sky(d);
         let up = d.y.max(0.02);
         let (x, y) = (d.x / (up + 0.09), d.z / (up + 0.09));
-        let bank = clouds(x * 0.9, y * 0.9, air.seed, 4);
+        let bank = clouds(x * 0.9, y * 0.9, air.seed, 3);
         let edge = 0.82 - 0.52 * air.cover;
         let cover = smooth(edge, edge + 0.2, bank) * smooth(0.0, 0.1, d.y);
         if cover > 0.0 {
-            let towards = pow(d.dot(air.sun_at).max(0.0), 4.0);
+            let towards = d.dot(air.sun_at).max(0.0);
+            let towards = towards * towards * towards * towards;
             let thick = smooth(edge + 0.05, edge + 0.45, bank);
             let tone = air.cloud * (1.0 - 0.38 * thick) + air.glow * (0.5 * towards * (1.0 - thick));
             color = color.mix(tone, 0.92 * cover);

@@ -118,15 +118,15 @@ impl Air {
         let warm = rng.uniform();
         Self {
             sun_at: towards(azimuth, height),
-            sun: v3(1.12, 1.02 - 0.06 * warm, 0.9 - 0.18 * warm) * strength,
-            sky: v3(0.36, 0.42, 0.52) * (1.25 - 0.25 * strength),
-            bounce: v3(0.2, 0.19, 0.17),
-            zenith: v3(0.16, 0.34, 0.72),
-            skyline: v3(0.6, 0.72, 0.86),
+            sun: v3(1.7, 1.56 - 0.1 * warm, 1.38 - 0.3 * warm) * strength,
+            sky: v3(0.5, 0.58, 0.7) * (1.5 - 0.5 * strength),
+            bounce: v3(0.32, 0.3, 0.26),
+            zenith: v3(0.2, 0.42, 0.86),
+            skyline: v3(0.78, 0.92, 1.06),
             glow: v3(0.3, 0.26, 0.18),
             cover,
-            cloud: gray(0.92),
-            fog: v3(0.62, 0.7, 0.8),
+            cloud: gray(1.25),
+            fog: v3(0.74, 0.84, 0.96),
             density: 0.0012,
             lamps: 0.0,
             windows: 0.0,
@@ -174,7 +174,7 @@ impl Air {
         let town = rng.uniform_in(0.6, 1.3);
         Self {
             sun: gray(0.0),
-            sky: v3(0.02, 0.022, 0.032) * town,
+            sky: v3(0.03, 0.032, 0.044) * town,
             bounce: v3(0.016, 0.013, 0.01) * town,
             zenith: v3(0.006, 0.008, 0.018) * town,
             skyline: v3(0.05, 0.04, 0.036) * town,
@@ -190,7 +190,7 @@ impl Air {
             contrast: 1.08,
             saturation: 0.95,
             white: v3(1.06, 1.0, 0.88),
-            noise: 0.04,
+            noise: 0.028,
             ..self
         }
     }
@@ -199,7 +199,7 @@ impl Air {
     fn overcast(self, light: f32) -> Self {
         Self {
             sun: gray(0.0),
-            sky: v3(0.62, 0.65, 0.7) * light,
+            sky: v3(0.72, 0.76, 0.82) * light,
             bounce: v3(0.24, 0.23, 0.22) * light,
             zenith: v3(0.56, 0.6, 0.66) * light,
             skyline: v3(0.78, 0.8, 0.82) * light,

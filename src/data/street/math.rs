@@ -113,19 +113,27 @@ pub(super) fn pulse(x: f32, low: f32, high: f32, w: f32) -> f32 {
 
 /// Share of a window of width `w` around `x` that lies in the first `duty` of a period of 1.
 pub(super) fn train(x: f32, duty: f32, w: f32) -> f32 {
-    let area = |t: f32| t.floor() * duty + fract(t).min(duty);
+    let area = |t: f32| floor(t) * duty + fract(t).min(duty);
     ((area(x + 0.5 * w) - area(x - 0.5 * w)) / w.max(1e-6)).clamp(0.0, 1.0)
 }
 
+/// The largest whole number not above `x`. Faster than the standard library's where the processor has no such instruction;
+/// right for magnitudes below 2³¹.
+#[inline]
+pub(super) fn floor(x: f32) -> f32 {
+    let whole = x as i32 as f32;
+    if whole > x { whole - 1.0 } else { whole }
+}
+
 pub(super) fn fract(x: f32) -> f32 {
-    x - x.floor()
+    x - floor(x)
 }
 
 /// Sine, to about 1e-6 for angles below a thousand.
 pub(super) fn sin(x: f32) -> f32 {
     const TURN: f32 = std::f32::consts::TAU;
     let half = std::f32::consts::FRAC_PI_2;
-    let x = x - TURN * (x / TURN + 0.5).floor(); // −π…π
+    let x = x - TURN * floor(x / TURN + 0.5); // −π…π
     let x = if x > half { 2.0 * half - x } else { x };
     let x = if x < -half { -2.0 * half - x } else { x };
     let s = x * x;
@@ -139,7 +147,7 @@ pub(super) fn cos(x: f32) -> f32 {
 /// 2 to the power of `x`.
 pub(super) fn exp2(x: f32) -> f32 {
     let x = x.clamp(-126.0, 126.0);
-    let whole = x.floor();
+    let whole = floor(x);
     let t = (x - whole) * std::f32::consts::LN_2;
     let series = 1.0 + t * (1.0 + t / 2.0 * (1.0 + t / 3.0 * (1.0 + t / 4.0 * (1.0 + t / 5.0 * (1.0 + t / 6.0)))));
     f32::from_bits(((whole as i32 + 127) as u32) << 23) * series
@@ -181,13 +189,23 @@ pub(super) fn hash01(x: i32, y: i32, seed: u32) -> f32 {
 
 /// Smooth noise of 0…1 with one bump per unit.
 pub(super) fn noise(x: f32, y: f32, seed: u32) -> f32 {
-    let (fx, fy) = (x.floor(), y.floor());
-    let (ix, iy) = (fx as i32, fy as i32);
+    let (fx, fy) = (floor(x), floor(y));
     let (tx, ty) = (x - fx, y - fy);
     let (tx, ty) = (tx * tx * (3.0 - 2.0 * tx), ty * ty * (3.0 - 2.0 * ty));
-    let upper = mix(hash01(ix, iy, seed), hash01(ix + 1, iy, seed), tx);
-    let lower = mix(hash01(ix, iy + 1, seed), hash01(ix + 1, iy + 1, seed), tx);
-    mix(upper, lower, ty)
+    // The corners' numbers; one round less than `hash`, which is enough here and counts in the inner loop.
+    const COLUMN: u32 = 0x9e37_79b1;
+    const ROW: u32 = 0x85eb_ca77;
+    let left = (fx as i32 as u32).wrapping_mul(COLUMN);
+    let row = (fy as i32 as u32).wrapping_mul(ROW);
+    let salt = seed.wrapping_mul(0xc2b2_ae3d);
+    let corner = |column: u32, row: u32| {
+        let h = column ^ row ^ salt;
+        ((h ^ (h >> 15)).wrapping_mul(0x2c1b_3c6d) >> 8) as f32
+    };
+    let (right, below) = (left.wrapping_add(COLUMN), row.wrapping_add(ROW));
+    let upper = mix(corner(left, row), corner(right, row), tx);
+    let lower = mix(corner(left, below), corner(right, below), tx);
+    mix(upper, lower, ty) * (1.0 / 16_777_216.0)
 }
 
 /// Sum of `octaves` of [`noise`], each twice as fine and half as strong; 0…1.

@@ -1,6 +1,6 @@
 //! What a scene is made of: flat faces and rounded shapes, each with a class and a material.
 
-use super::math::{V3, cos, hash01, sin, v3};
+use super::math::{V3, cos, floor, hash01, sin, v3};
 use super::material::Material;
 
 /// Cityscapes train ids.
@@ -42,7 +42,7 @@ impl Cut {
             Self::Whole => true,
             Self::Bars { period, width, low, high } => {
                 let t = u / period;
-                (t - t.floor()) * period < width || (v > low && v < low + 0.07) || (v > high - 0.07 && v < high)
+                (t - floor(t)) * period < width || (v > low && v < low + 0.07) || (v > high - 0.07 && v < high)
             }
         }
     }
@@ -197,7 +197,7 @@ pub(super) fn is_leaf(x: f32, y: f32, d2: f32, ragged: f32, seed: u32) -> bool {
     if d2 < 0.2 {
         return true;
     }
-    let cell = |scale: f32, salt: u32| hash01((x * scale).floor() as i32, (y * scale).floor() as i32, seed ^ salt);
+    let cell = |scale: f32, salt: u32| hash01(floor(x * scale) as i32, floor(y * scale) as i32, seed ^ salt);
     let limit = 1.0 - ragged * (0.6 * cell(5.0, 1) + 0.4 * cell(11.0, 2));
     d2 < limit * limit
 }

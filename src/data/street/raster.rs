@@ -154,7 +154,10 @@ impl Buffer {
             }
             Shape::Round { a, ra, b, rb, ragged, seed } => {
                 if let Some(spindle) = Spindle::new(view, a, ra, b, rb) {
-                    self.round(view, &spindle, ra.max(rb), (ragged, seed), index);
+                    match a == b {
+                        true => self.ball(view, &spindle, ra, (ragged, seed), index),
+                        false => self.round(view, &spindle, ra.max(rb), index),
+                    }
                 }
             }
         }
@@ -183,14 +186,22 @@ impl Buffer {
             let columns = span(left, right, self.width);
             let start = row * self.width;
             let mut near = plane.at(columns.start as f32 + 0.5, y);
+            let Some(cut) = cut else {
+                for at in start + columns.start..start + columns.end {
+                    if near > self.near[at] {
+                        self.near[at] = near;
+                        self.prim[at] = index;
+                    }
+                    near += plane.dx;
+                }
+                continue;
+            };
             for column in columns {
                 let at = start + column;
                 if near > self.near[at] {
-                    let solid = cut.is_none_or(|(cut, origin, u, v)| {
-                        let p = view.point(column as f32 + 0.5, y, near) - origin;
-                        cut.is_solid(p.dot(u), p.dot(v))
-                    });
-                    if solid {
+                    let (cut, origin, u, v) = cut;
+                    let p = view.point(column as f32 + 0.5, y, near) - origin;
+                    if cut.is_solid(p.dot(u), p.dot(v)) {
                         self.near[at] = near;
                         self.prim[at] = index;
                     }
@@ -200,7 +211,32 @@ impl Buffer {
         }
     }
 
-    fn round(&mut self, view: &View, spindle: &Spindle, radius: f32, (ragged, seed): (f32, u32), index: u32) {
+    /// A ball, frayed or not: its rows are cut to the disc, and there is no axis to look for.
+    fn ball(&mut self, view: &View, spindle: &Spindle, radius: f32, (ragged, seed): (f32, u32), index: u32) {
+        let (centre, r) = (spindle.a, spindle.ra.max(1e-3));
+        let scale = 1.0 / r;
+        let lift = radius * if view.perspective { centre.z * centre.z } else { 1.0 };
+        for row in span(centre.y - r, centre.y + r, self.height) {
+            let y = (row as f32 + 0.5 - centre.y) * scale;
+            let half = (1.0 - y * y).max(0.0).sqrt() * r;
+            let columns = span(centre.x - half, centre.x + half, self.width);
+            let start = row * self.width;
+            for at in start + columns.start..start + columns.end {
+                if self.near[at] >= centre.z + lift {
+                    continue;
+                }
+                let x = ((at - start) as f32 + 0.5 - centre.x) * scale;
+                let d2 = x * x + y * y;
+                let near = centre.z + lift * (1.0 - d2).max(0.0).sqrt();
+                if near > self.near[at] && (ragged <= 0.0 || is_leaf(x, y, d2, ragged, seed)) {
+                    self.near[at] = near;
+                    self.prim[at] = index;
+                }
+            }
+        }
+    }
+
+    fn round(&mut self, view: &View, spindle: &Spindle, radius: f32, index: u32) {
         let (a, b, ra, rb) = (spindle.a, spindle.b, spindle.ra, spindle.rb);
         let rows = span((a.y - ra).min(b.y - rb), (a.y + ra).max(b.y + rb), self.height);
         let columns = span((a.x - ra).min(b.x - rb), (a.x + ra).max(b.x + rb), self.width);
@@ -215,7 +251,7 @@ impl Buffer {
                 let bulge = radius * (1.0 - on.d2).sqrt();
                 let near = if view.perspective { axis + axis * axis * bulge } else { axis + bulge };
                 let at = start + column;
-                if near > self.near[at] && (ragged <= 0.0 || is_leaf(on.x, on.y, on.d2, ragged, seed)) {
+                if near > self.near[at] {
                     self.near[at] = near;
                     self.prim[at] = index;
                 }

@@ -101,9 +101,10 @@ impl<'a> Frame<'a> {
     }
 
     /// The samples of a pixel.
+    #[inline]
     fn samples(&self, x: usize, y: usize) -> [usize; SAMPLES * SAMPLES] {
         let start = y * SAMPLES * self.buffer.width + x * SAMPLES;
-        std::array::from_fn(|i| start + i / SAMPLES * self.buffer.width + i % SAMPLES)
+        [start, start + 1, start + self.buffer.width, start + self.buffer.width + 1]
     }
 
     fn class_at(&self, sample: usize) -> u8 {
@@ -128,7 +129,10 @@ impl<'a> Frame<'a> {
             let best = |a: u8, b: u8| if votes(b) > votes(a) { b } else { a };
             classes.into_iter().reduce(best).unwrap_or(class::SKY)
         };
-        let ids = (0..self.height).flat_map(|y| (0..self.width).map(move |x| label(x, y))).collect();
+        let mut ids = Vec::with_capacity(self.height * self.width);
+        for y in 0..self.height {
+            ids.extend((0..self.width).map(|x| label(x, y)));
+        }
         LabelMap { height: self.height, width: self.width, ids }
     }
 
@@ -216,6 +220,13 @@ impl<'a> Frame<'a> {
     fn shade_pixel(&self, light: &Light, x: usize, y: usize) -> (Rgb, f32) {
         let samples = self.samples(x, y);
         let prims = samples.map(|sample| self.buffer.prim[sample]);
+        let contact = self.contact[y * self.width + x];
+        if prims.iter().all(|prim| *prim == prims[0]) {
+            let scale = SAMPLES as f32;
+            let sample = ((x as f32 + 0.5) * scale, (y as f32 + 0.5) * scale);
+            let near = samples.iter().map(|&sample| self.buffer.near[sample]).sum::<f32>() / samples.len() as f32;
+            return self.shade_sample(light, prims[0], sample, near, contact);
+        }
         let (mut color, mut mirror) = (gray(0.0), 0.0);
         for i in 0..samples.len() {
             let prim = prims[i];
@@ -232,17 +243,18 @@ impl<'a> Frame<'a> {
             }
             let k = 1.0 / count;
             let share = count / samples.len() as f32;
-            let (sample, near) = ((sx * k, sy * k), near * k);
-            if prim == NONE {
-                color += self.sky(light, sample) * share;
-                continue;
-            }
-            let contact = self.contact[y * self.width + x];
-            let (seen, mirrored) = self.shade_prim(light, &self.scene.model.prims[prim as usize], sample, near, contact);
+            let (seen, mirrored) = self.shade_sample(light, prim, (sx * k, sy * k), near * k, contact);
             color += seen * share;
             mirror += mirrored * share;
         }
         (color, mirror)
+    }
+
+    fn shade_sample(&self, light: &Light, prim: u32, sample: (f32, f32), near: f32, contact: f32) -> (Rgb, f32) {
+        match prim {
+            NONE => (self.sky(light, sample), 0.0),
+            prim => self.shade_prim(light, &self.scene.model.prims[prim as usize], sample, near, contact),
+        }
     }
 
     fn sky(&self, light: &Light, (sx, sy): (f32, f32)) -> Rgb {

@@ -3,7 +3,7 @@
 use super::facade::lettering;
 use super::look::Air;
 use super::material::{SignKind, Signal};
-use super::math::{Rgb, gray, pulse, smooth, v3};
+use super::math::{Rgb, floor, gray, pulse, smooth, v3};
 use super::surface::{Place, Surface};
 
 const RED: Rgb = v3(0.56, 0.014, 0.02);
@@ -81,7 +81,7 @@ fn direction(x: f32, y: f32, w: f32, seed: u32) -> Rgb {
 /// The front of a traffic light.
 pub(super) fn signals(air: &Air, state: Signal, (width, height): (f32, f32), at: &Place) -> Surface {
     let x = at.u - 0.5 * width;
-    let row = (at.v / height * 3.0).floor().clamp(0.0, 2.0);
+    let row = floor(at.v / height * 3.0).clamp(0.0, 2.0);
     let y = at.v - (row + 0.5) * height / 3.0;
     let glass = 1.0 - smooth(0.125 - 0.5 * at.w, 0.125 + 0.5 * at.w + 1e-3, (x * x + y * y).sqrt());
     let lamp = [Signal::Green, Signal::Amber, Signal::Red][row as usize];

@@ -2,7 +2,7 @@
 
 use super::look::Air;
 use super::material::Material;
-use super::math::{Rgb, V3, clouds, fract, gray, hash, hash01, mix, noise, pulse, smooth, train, v3};
+use super::math::{Rgb, V3, clouds, floor, fract, gray, hash01, mix, noise, pulse, smooth, train, v3};
 use super::layout::Scene;
 use super::street::index;
 
@@ -110,12 +110,12 @@ fn poster(air: &Air, at: &Place, seed: u32, width: f32, height: f32) -> Surface 
 
 /// Rows of stones `long` × `tall` metres with joints.
 pub(super) fn bricks(color: Rgb, at: &Place, long: f32, tall: f32, seed: u32) -> Rgb {
-    let row = (at.v / tall).floor();
+    let row = floor(at.v / tall);
     let shift = if row as i32 % 2 == 0 { 0.0 } else { 0.5 };
     let column = at.u / long + shift;
     let detail = 1.0 - smooth(0.3 * tall, 1.2 * tall, at.w);
     let joint = train(column, 0.06, at.w / long).max(train(at.v / tall, 0.12, at.w / tall));
-    let tone = mix(1.0, mix(0.72, 1.25, hash01(column.floor() as i32, row as i32, seed)), detail);
+    let tone = mix(1.0, mix(0.72, 1.25, hash01(floor(column) as i32, row as i32, seed)), detail);
     let stain = mix(0.82, 1.1, clouds(at.u * 0.5, at.v * 0.35, seed, 2));
     (color * tone).mix(color * 0.5 + gray(0.12), 0.7 * joint) * stain
 }
@@ -132,8 +132,8 @@ fn pavement(scene: &Scene, air: &Air, at: &Place) -> Surface {
     let (x, y) = (at.u / size, at.v / size);
     let detail = 1.0 - smooth(0.3, 1.3, at.long / size);
     let joint = train(x, 0.07, at.w / size).max(train(y, 0.07, at.long / size));
-    let tone = mix(1.0, mix(0.82, 1.14, hash01(x.floor() as i32, y.floor() as i32, street.seed)), detail);
-    let stain = mix(0.78, 1.1, clouds(at.u * 0.6, at.v * 0.35, 21, 3));
+    let tone = mix(1.0, mix(0.82, 1.14, hash01(floor(x) as i32, floor(y) as i32, street.seed)), detail);
+    let stain = mix(0.78, 1.1, clouds(at.u * 0.6, at.v * 0.35, 21, 2));
     let mut surface = Surface::dull(street.paving * (0.62 * tone * stain * (1.0 - 0.35 * joint)), at.normal);
     let side = if at.u > 0.0 { 1.0 } else { -1.0 };
     let to_wall = (street.building_line(side) - at.u) * side;
@@ -144,7 +144,7 @@ fn pavement(scene: &Scene, air: &Air, at: &Place) -> Surface {
 
 fn grass(scene: &Scene, at: &Place) -> Surface {
     let (u, v) = (at.u, at.v);
-    let dry = clouds(u * 0.22, v * 0.16, scene.street.seed, 3);
+    let dry = clouds(u * 0.22, v * 0.16, scene.street.seed, 2);
     let green = v3(0.1, 0.17, 0.035).mix(v3(0.24, 0.2, 0.08), smooth(0.45, 0.8, dry));
     let fade = 1.0 - smooth(0.1, 0.8, at.long);
     let blade = mix(0.5, noise(u * 9.0, v * 4.0, 15), fade);
@@ -163,9 +163,9 @@ fn road(scene: &Scene, air: &Air, at: &Place) -> Surface {
     let (l, s) = (at.u, at.v);
     let kerb = street.kerb_at(if l > 0.0 { 1.0 } else { -1.0 });
     let inside = l.abs() < kerb.abs();
-    let wide = clouds(l * 0.35, s * 0.12, street.seed, 3);
+    let wide = clouds(l * 0.35, s * 0.12, street.seed, 2);
     let grain = mix(0.5, noise(l * 14.0, s * 14.0, 17), 1.0 - smooth(0.02, 0.2, at.long));
-    let mut tone = 0.105 * mix(0.7, 1.3, wide) * mix(0.75, 1.25, grain);
+    let mut tone = 0.125 * mix(0.7, 1.3, wide) * mix(0.75, 1.25, grain);
     if inside {
         tone *= 1.0 - 0.13 * tracks(l / street.lane, at.w);
         tone *= patches(l, s, street.seed);
@@ -176,8 +176,11 @@ fn road(scene: &Scene, air: &Air, at: &Place) -> Surface {
         let lane = pulse(l * street.keep, edge.abs() - 1.5, edge.abs() - 0.1, at.w) * f32::from(u8::from(l * street.keep > 0.0));
         color = color.mix(v3(0.3, 0.085, 0.06) * mix(0.7, 1.2, wide), 0.85 * lane);
     }
-    let wear = smooth(0.2, 0.6, clouds(l * 1.7, s * 0.9, 19, 2)) * 0.75 + 0.2;
-    color = color.mix(gray(0.68), markings(scene, at) * wear);
+    let paint = markings(scene, at);
+    if paint > 0.0 {
+        let wear = smooth(0.2, 0.6, clouds(l * 1.7, s * 0.9, 19, 2)) * 0.75 + 0.2;
+        color = color.mix(gray(0.68), paint * wear);
+    }
     let mut surface = Surface::dull(color, at.normal);
     if street.tracks && inside {
         rails(scene, at, &mut surface);
@@ -186,6 +189,9 @@ fn road(scene: &Scene, air: &Air, at: &Place) -> Surface {
     if inside && !street.in_crossing(s, 0.0) {
         surface.open = mix(0.6, 1.0, smooth(0.0, 0.5, gutter));
         surface.albedo = surface.albedo * mix(0.8, 1.0, smooth(0.1, 0.6, gutter));
+    }
+    if air.wet <= 0.0 {
+        return surface;
     }
     let puddle = smooth(0.52, 0.6, clouds(l * 0.45 + 7.0, s * 0.2, street.seed ^ 5, 2)) + 0.8 * (1.0 - smooth(0.1, 0.8, gutter));
     moisten(&mut surface, air, 0.3 + 0.55 * puddle.min(1.0));
@@ -200,15 +206,17 @@ fn tracks(x: f32, w: f32) -> f32 {
 
 /// Mended places and manhole covers.
 fn patches(l: f32, s: f32, seed: u32) -> f32 {
-    let cell = (s / 9.0).floor();
+    let cell = floor(s / 9.0);
     let h = |salt: i32| hash01(cell as i32, salt, seed);
-    let (at, long, wide) = (cell * 9.0 + 6.0 * h(1), 1.0 + 2.0 * h(2), 0.8 + 1.2 * h(3));
-    let middle = (h(4) - 0.5) * 9.0;
-    let mended = h(5) < 0.45 && s > at && s < at + long && (l - middle).abs() < wide;
-    let (x, y) = (l - (h(6) - 0.5) * 7.0, s - cell * 9.0 - 8.0 * h(7));
-    let cover = h(8) < 0.5 && x * x + y * y < 0.11;
-    let seam = 0.04 * f32::from(u8::from(hash(cell as i32, 9, seed).is_multiple_of(2)));
-    (if mended { 0.72 } else { 1.0 - seam }) * if cover { 0.6 } else { 1.0 }
+    let along = s - cell * 9.0;
+    let draw = h(1);
+    if draw < 0.45 {
+        let (at, middle) = (6.0 * h(2), (h(3) - 0.5) * 9.0);
+        let mended = along > at && along < at + 1.0 + 2.0 * h(4) && (l - middle).abs() < 0.8 + 1.2 * h(5);
+        return if mended { 0.72 } else { 1.0 };
+    }
+    let (x, y) = (l - (h(6) - 0.5) * 7.0, along - 8.0 * h(7));
+    if draw > 0.6 && x * x + y * y < 0.11 { 0.6 } else { 0.97 }
 }
 
 fn rails(scene: &Scene, at: &Place, surface: &mut Surface) {

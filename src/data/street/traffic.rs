@@ -144,7 +144,8 @@ impl Scene {
                 continue;
             }
             let fill = rng.uniform_in(0.35, 0.97);
-            let mut s = rng.uniform_in(1.5, 6.0);
+            // The lens is not pressed against a parked car.
+            let mut s = rng.uniform_in(3.0, 9.0);
             while s < 110.0 {
                 let free = !self.street.in_crossing(s, 8.5) && self.street.walkway.is_none_or(|w| s > w.1 + 1.0 || s + 5.5 < w.0);
                 s += match free && chance(rng, fill) {
