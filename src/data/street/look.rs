@@ -118,9 +118,9 @@ impl Air {
         let warm = rng.uniform();
         Self {
             sun_at: towards(azimuth, height),
-            sun: v3(1.7, 1.56 - 0.1 * warm, 1.38 - 0.3 * warm) * strength,
-            sky: v3(0.5, 0.58, 0.7) * (1.5 - 0.5 * strength),
-            bounce: v3(0.32, 0.3, 0.26),
+            sun: v3(2.5, 2.28 - 0.15 * warm, 2.0 - 0.45 * warm) * strength,
+            sky: v3(0.36, 0.43, 0.55) * (2.0 - strength),
+            bounce: v3(0.25, 0.23, 0.2),
             zenith: v3(0.2, 0.42, 0.86),
             skyline: v3(0.78, 0.92, 1.06),
             glow: v3(0.3, 0.26, 0.18),

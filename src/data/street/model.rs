@@ -1,6 +1,6 @@
 //! What a scene is made of: flat faces and rounded shapes, each with a class and a material.
 
-use super::math::{V3, cos, floor, hash01, sin, v3};
+use super::math::{V3, cos, floor, noise, sin, v3};
 use super::material::Material;
 
 /// Cityscapes train ids.
@@ -197,7 +197,6 @@ pub(super) fn is_leaf(x: f32, y: f32, d2: f32, ragged: f32, seed: u32) -> bool {
     if d2 < 0.2 {
         return true;
     }
-    let cell = |scale: f32, salt: u32| hash01(floor(x * scale) as i32, floor(y * scale) as i32, seed ^ salt);
-    let limit = 1.0 - ragged * (0.6 * cell(5.0, 1) + 0.4 * cell(11.0, 2));
+    let limit = 1.0 - ragged * (0.6 * noise(x * 6.0, y * 6.0, seed) + 0.4 * noise(x * 17.0, y * 17.0, seed));
     d2 < limit * limit
 }

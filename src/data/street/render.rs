@@ -31,7 +31,7 @@ pub struct Rendered {
     pub labels: LabelMap,
     /// Sentences that name what is visible, the most complete one first.
     pub captions: Vec<String>,
-    /// Visible things by train id: class and number, rarest class last.
+    /// Visible things: train id and number, by train id.
     pub things: Vec<(u8, usize)>,
 }
 

@@ -72,7 +72,7 @@ impl Street {
         Self {
             ego: keep * (side * lane + rng.uniform_in(-0.35, 0.35)),
             yaw: rng.uniform_in(-0.05, 0.05),
-            bend: rng.uniform_in(-1.0, 1.0) * rng.uniform_in(0.0, 0.0035),
+            bend: rng.uniform_in(-1.0, 1.0) * rng.uniform_in(0.0, 0.007),
             keep,
             lanes,
             lane,
@@ -82,7 +82,7 @@ impl Street {
             kerb: rng.uniform_in(0.11, 0.17),
             crossing,
             walkway,
-            tracks: rng.uniform() < 0.24,
+            tracks: rng.uniform() < 0.3,
             broken_centre: rng.uniform() < 0.6,
             cycle_lane: rng.uniform() < 0.18,
             paving: super::math::srgb(paving[0], paving[1], paving[2]),

@@ -5,6 +5,14 @@ use super::material::Signal;
 use super::model::Pose;
 use crate::base::Rng;
 
+/// Share of trucks among what is parked.
+const PARKED_TRUCKS: f32 = 0.035;
+/// Usual traffic.
+const MIX: [User; 14] = {
+    use User::{Car, Cyclist, Truck};
+    [Car, Car, Car, Car, Car, Car, Car, Car, Car, Car, Car, Truck, Cyclist, Cyclist]
+};
+
 /// Kinds of road users with a length to claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum User {
@@ -68,7 +76,7 @@ impl Scene {
 
     /// Vehicles that move, the rare ones first so that they find room near the camera.
     pub(super) fn traffic(&mut self, rng: &mut Rng) {
-        for (user, p) in [(User::Truck, 0.3), (User::Bus, 0.36), (User::Motorcycle, 0.34), (User::Cyclist, 0.5)] {
+        for (user, p) in [(User::Truck, 0.22), (User::Bus, 0.36), (User::Motorcycle, 0.34), (User::Cyclist, 0.5)] {
             if chance(rng, p) {
                 for _ in 0..6 {
                     let far = if user == User::Motorcycle || user == User::Cyclist { 20.0 } else { 34.0 };
@@ -85,7 +93,7 @@ impl Scene {
         }
         let density = rng.uniform_in(0.0, 1.0);
         for _ in 0..(3.0 + 13.0 * density) as usize {
-            let user = pick(rng, &[User::Car, User::Car, User::Car, User::Car, User::Car, User::Car, User::Truck, User::Cyclist]);
+            let user = pick(rng, &MIX);
             let s = 6.0 + 110.0 * rng.uniform() * rng.uniform();
             self.drive(rng, user, s);
         }
@@ -162,16 +170,16 @@ impl Scene {
         // Along the kerb everybody looks the way that side drives, mostly.
         let with = (side == self.street.keep) != chance(rng, 0.06);
         let draw = rng.uniform();
-        let room = if draw < 0.08 { 9.0 } else { 5.2 };
+        let room = if draw < PARKED_TRUCKS { 9.0 } else { 5.2 };
         if !self.claim(l, s + 0.5 * room, 1.1, 0.5 * room) {
             return room;
         }
         let pose = self.street.pose(l + rng.uniform_in(-0.1, 0.1), s);
         let tail = if with { pose } else { pose.shifted(0.0, 0.0, room - 0.4).turned(std::f32::consts::PI) };
-        if draw < 0.08 {
+        if draw < PARKED_TRUCKS {
             return self.truck(rng, &tail, false).max(room);
         }
-        if draw < 0.17 {
+        if draw < PARKED_TRUCKS + 0.1 {
             self.two_wheelers(rng, side, s);
             return room;
         }
@@ -195,7 +203,7 @@ impl Scene {
     /// People on the pavements and on the crossing, bicycles at walls.
     pub(super) fn pedestrians(&mut self, rng: &mut Rng) {
         let crowd = rng.uniform();
-        for _ in 0..(2.0 + 22.0 * crowd * crowd) as usize {
+        for _ in 0..(3.0 + 24.0 * crowd * crowd) as usize {
             let side = pick(rng, &[-1.0, 1.0]);
             let s = 4.5 + 70.0 * rng.uniform() * rng.uniform();
             let (inner, outer) = (self.street.pavement_at(side), self.street.building_line(side));

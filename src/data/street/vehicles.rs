@@ -35,6 +35,13 @@ struct Station {
     top: f32,
 }
 
+impl Station {
+    /// Where the body is widest.
+    fn shoulder(&self) -> f32 {
+        self.low + 0.62 * (self.top - self.low)
+    }
+}
+
 /// What kind of car.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
@@ -119,10 +126,9 @@ impl Scene {
         for pair in stations.windows(2) {
             let (a, b) = (&pair[0], &pair[1]);
             for sign in [-1.0, 1.0] {
-                let shoulder = |s: &Station| s.low + 0.62 * (s.top - s.low);
                 let p = |s: &Station, y: f32, k: f32| pose.at(sign * s.half * k, y, s.ahead);
-                let lower = [p(a, a.low, 0.94), p(b, b.low, 0.94), p(b, shoulder(b), 1.0), p(a, shoulder(a), 1.0)];
-                let upper = [p(a, shoulder(a), 1.0), p(b, shoulder(b), 1.0), p(b, b.top, 0.93), p(a, a.top, 0.93)];
+                let lower = [p(a, a.low, 0.94), p(b, b.low, 0.94), p(b, b.shoulder(), 1.0), p(a, a.shoulder(), 1.0)];
+                let upper = [p(a, a.shoulder(), 1.0), p(b, b.shoulder(), 1.0), p(b, b.top, 0.93), p(a, a.top, 0.93)];
                 self.panel(class::CAR, side, pose, lower, sign);
                 self.panel(class::CAR, side, pose, upper, sign);
             }
@@ -144,7 +150,8 @@ impl Scene {
     /// The front (`sign` +1) or rear of a body; textured with metres from the middle to the right as seen, and above the road.
     fn end_panel(&mut self, class: u8, material: Material, pose: &Pose, station: &Station, sign: f32) {
         let p = |x: f32, y: f32| pose.at(-sign * x * station.half, y, station.ahead);
-        let corners = [p(-0.96, station.low), p(0.96, station.low), p(0.94, station.top), p(-0.94, station.top)];
+        let (low, shoulder, top) = (station.low, station.shoulder(), station.top);
+        let corners = [p(-0.94, low), p(0.94, low), p(1.0, shoulder), p(0.93, top), p(-0.93, top), p(-1.0, shoulder)];
         self.model.face(class, material, &corners, (pose.origin, pose.right * -sign, v3(0.0, 1.0, 0.0)), Cut::Whole, false);
     }
 
