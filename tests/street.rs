@@ -190,7 +190,10 @@ fn a_folder_is_a_labelled_data_set_with_splits() {
         assert_eq!((example.image, example.label), (rendered.image, Some(rendered.labels)));
     }
     // Both looks are in the validation split.
-    assert_eq!(split("val").iter().map(|sample| sample.stem.as_str()).collect::<Vec<_>>(), ["000018", "000019", "000038", "000039"]);
+    assert_eq!(
+        split("val").iter().map(|sample| sample.stem.as_str()).collect::<Vec<_>>(),
+        ["000018", "000019", "000038", "000039"]
+    );
 }
 
 #[test]

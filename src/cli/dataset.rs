@@ -26,12 +26,14 @@ enum DatasetVerb {
 
 /// Render street scenes with exact labels and captions
 #[derive(Debug, Args)]
-#[command(after_help = "Scenes that are there already are kept: run the same command with the same --output to go on, or with a\n\
+#[command(
+    after_help = "Scenes that are there already are kept: run the same command with the same --output to go on, or with a\n\
                         larger --count to add some. Scene number i of a seed is the same street in every look.\n\n\
                         Examples:\n  datum dataset render-street --count 500 --width 512 --height 256 --look day --output street\n  \
                         datum dataset render-street --count 600 --look day,dusk,night --seed 1 --output mixed\n  \
                         datum adapt --source street=street --target photos\n  \
-                        datum pretrain --images street/images --captions street/captions.jsonl")]
+                        datum pretrain --images street/images --captions street/captions.jsonl"
+)]
 pub struct RenderStreetArgs {
     #[command(flatten)]
     flags: Flags,

@@ -155,7 +155,9 @@ impl StreetSet {
         for (flag, side) in [("--width", self.width), ("--height", self.height)] {
             if !SIDES.contains(&side) {
                 let (low, high) = (SIDES.start(), SIDES.end());
-                return Err(Error::Usage(format!("{flag} {side}: expected {low} to {high} pixels\n  next: give a size in that range")));
+                return Err(Error::Usage(format!(
+                    "{flag} {side}: expected {low} to {high} pixels\n  next: give a size in that range"
+                )));
             }
         }
         if self.count == 0 || self.count > MOST {

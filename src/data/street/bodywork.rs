@@ -11,6 +11,16 @@ const AMBER: Rgb = v3(1.0, 0.5, 0.06);
 const PANE: Rgb = v3(0.022, 0.027, 0.032);
 const TRIM: Rgb = v3(0.022, 0.022, 0.024);
 
+/// Half the cabin's width at its foot and at the roof, over that of the body.
+pub(super) const CABIN_FOOT: f32 = 0.91;
+/// See [`CABIN_FOOT`].
+pub(super) const CABIN_ROOF: f32 = 0.72;
+
+/// Height of the dark plastic around the foot of a car: its bumpers are painted or not.
+fn plastic(car: &Vehicle) -> f32 {
+    if car.seed % 5 < 3 { 0.32 } else { 0.46 }
+}
+
 /// A panel under construction: later layers cover earlier ones.
 struct Panel {
     surface: Surface,
@@ -48,7 +58,7 @@ pub(super) fn body(air: &Air, car: &Vehicle, part: Part, at: &Place) -> Surface 
     let panel = match (part, car.kind) {
         (Part::Under, _) => Panel::new(at, gray(0.01), 0.0),
         (Part::Top, _) => Panel::new(at, car.color, 0.32),
-        (Part::Windscreen | Part::RearWindow, _) => windscreen(at),
+        (Part::Windscreen | Part::RearWindow, _) => windscreen(car, part, at),
         (Part::CabinSide, _) => cabin_side(car, at),
         (Part::Side, VehicleKind::Car) => car_side(air, car, at),
         (Part::Side, VehicleKind::Truck) => cab_side(car, at),
@@ -95,10 +105,21 @@ fn plate(panel: &mut Panel, u: f32, v: f32, low: f32, w: f32, seed: u32) {
     panel.cover(field * lettering(u + 0.22, v - low - 0.02, 0.075, 0.44, seed, w), gray(0.03), 0.1);
 }
 
-fn windscreen(at: &Place) -> Panel {
-    let mut panel = Panel::new(at, PANE, 0.55);
-    // Seats and people are darker than the pane's reflection.
-    panel.cover(0.4 * noise(at.u * 2.6, at.v * 2.2, 8), gray(0.09), 0.5);
+/// The front or rear window between its pillars; texture from its lower left corner, v along the pane.
+fn windscreen(car: &Vehicle, part: Part, at: &Place) -> Panel {
+    let (u, v, w) = (at.u, at.v, at.w);
+    let [foot, front, rear, back] = car.cabin;
+    let run = if part == Part::Windscreen { foot - front } else { rear - back };
+    let rise = car.height - car.belt + 0.03;
+    let long = (run * run + rise * rise).sqrt();
+    let x = u - CABIN_FOOT * car.half_width;
+    let half = mix(CABIN_FOOT, CABIN_ROOF, v / long) * car.half_width;
+    let mut panel = Panel::new(at, car.color, 0.3);
+    let pane = pulse(x, 0.075 - half, half - 0.075, w) * pulse(v, 0.07, long - 0.09, w);
+    panel.glass(pane);
+    // Seats and people, dimly.
+    let seats = (pulse(x.abs(), 0.16, 0.52, 0.1 + w) * pulse(v, 0.0, 0.62 * long, 0.1 + w)).min(1.0);
+    panel.cover(pane * seats * 0.5, gray(0.09), 0.42);
     panel
 }
 
@@ -146,12 +167,17 @@ fn car_front(air: &Air, car: &Vehicle, at: &Place) -> Panel {
     let (u, v, w, half) = (at.u, at.v, at.w, car.half_width);
     let top = car.belt - 0.28;
     let mut panel = Panel::new(at, car.color, 0.3);
-    panel.cover(pulse(v, 0.0, 0.38, w), TRIM, 0.05);
+    panel.cover(pulse(v, 0.0, plastic(car) - 0.05, w), TRIM, 0.05);
+    panel.cover(pulse(u, -0.5 * half, 0.5 * half, w) * pulse(v, 0.3, 0.38, w), gray(0.012), 0.1);
     let grille = pulse(u, -0.42 * half, 0.42 * half, w) * pulse(v, top - 0.2, top - 0.03, w);
     panel.cover(grille, gray(0.012), 0.1);
     panel.cover(grille * train(v / 0.06, 0.3, w / 0.06), gray(0.25), 0.4);
     panel.cover(pulse(u, -0.09, 0.09, w) * pulse(v, top - 0.15, top - 0.06, w), gray(0.5), 0.5);
-    panel.lamp(pulse(u.abs(), 0.44 * half, 0.76 * half, w) * pulse(v, top - 0.17, top - 0.02, w), gray(0.66), head_light(air, car));
+    panel.lamp(
+        pulse(u.abs(), 0.44 * half, 0.76 * half, w) * pulse(v, top - 0.17, top - 0.02, w),
+        gray(0.66),
+        head_light(air, car),
+    );
     plate(&mut panel, u, v, 0.4, w, car.seed);
     panel
 }
@@ -159,9 +185,13 @@ fn car_front(air: &Air, car: &Vehicle, at: &Place) -> Panel {
 fn car_rear(air: &Air, car: &Vehicle, at: &Place) -> Panel {
     let (u, v, w, half) = (at.u, at.v, at.w, car.half_width);
     let mut panel = Panel::new(at, car.color, 0.3);
-    panel.cover(pulse(v, 0.0, 0.46, w), TRIM, 0.05);
+    panel.cover(pulse(v, 0.0, plastic(car), w), TRIM, 0.05);
     panel.cover(0.6 * pulse(v, 0.56, 0.575, w), gray(0.01), 0.0);
-    panel.lamp(pulse(u.abs(), 0.52 * half, 0.84 * half, w) * pulse(v, car.belt - 0.34, car.belt - 0.1, w), RED, tail_light(air, car));
+    panel.lamp(
+        pulse(u.abs(), 0.52 * half, 0.84 * half, w) * pulse(v, car.belt - 0.34, car.belt - 0.1, w),
+        RED,
+        tail_light(air, car),
+    );
     panel.cover(pulse(u, -0.34, 0.34, w) * pulse(v, 0.62, 0.8, w), car.color * 0.5, 0.1);
     plate(&mut panel, u, v, 0.65, w, car.seed);
     panel
@@ -243,7 +273,8 @@ fn coach_side(air: &Air, car: &Vehicle, at: &Place) -> Panel {
         panel.cover(leaf * (frame + pulse(u, door + 0.55, door + 0.6, w)), TRIM, 0.1);
     }
     panel.cover(pulse(v, 0.0, 0.42, w), TRIM, 0.05);
-    panel.surface.emission = v3(0.95, 0.85, 0.62) * (0.55 * air.lamps * band * (1.0 - post) * mix(0.6, 1.0, noise(u * 1.2, v * 1.5, car.seed)));
+    panel.surface.emission =
+        v3(0.95, 0.85, 0.62) * (0.55 * air.lamps * band * (1.0 - post) * mix(0.6, 1.0, noise(u * 1.2, v * 1.5, car.seed)));
     arches(&mut panel, car, at);
     panel
 }
@@ -278,7 +309,11 @@ fn coach_rear(air: &Air, car: &Vehicle, at: &Place) -> Panel {
     panel.lamp(pulse(u.abs(), 0.8 * half, 0.95 * half, w) * pulse(v, 0.7, 1.35, w), RED, tail_light(air, car));
     let advert = pulse(u, -0.8 * half, 0.8 * half, w) * pulse(v, 1.32, 1.6, w);
     panel.cover(advert, car.accent, 0.2);
-    panel.cover(advert * lettering(u + 0.7 * half, v - 1.37, 0.18, 1.4 * half, car.seed ^ 1, w), car.color * hash01(1, 1, car.seed), 0.2);
+    panel.cover(
+        advert * lettering(u + 0.7 * half, v - 1.37, 0.18, 1.4 * half, car.seed ^ 1, w),
+        car.color * hash01(1, 1, car.seed),
+        0.2,
+    );
     plate(&mut panel, u, v, 0.55, w, car.seed);
     panel
 }

@@ -23,7 +23,8 @@ const PLASTER: [[u8; 3]; 12] = [
     [170, 152, 134],
 ];
 const BRICK: [[u8; 3]; 5] = [[150, 78, 58], [128, 66, 52], [172, 104, 74], [176, 140, 104], [110, 72, 62]];
-const PANEL: [[u8; 3]; 5] = [[150, 152, 154], [176, 172, 164], [118, 124, 130], [196, 198, 198], [136, 126, 118]];
+const PANEL: [[u8; 3]; 7] =
+    [[160, 162, 164], [196, 190, 178], [118, 128, 138], [214, 214, 212], [152, 136, 122], [140, 160, 166], [206, 186, 150]];
 const STONE: [[u8; 3]; 4] = [[196, 184, 160], [176, 170, 158], [206, 198, 182], [150, 142, 130]];
 const ACCENT: [[u8; 3]; 10] = [
     [140, 36, 34],
@@ -211,7 +212,12 @@ impl Scene {
             let (a, b) = (0.06 * w, 0.94 * w);
             let top = ground - 0.8;
             self.model.sheet(class, awning, [p(a, low, -out), p(b, low, -out), p(b, top, 0.0), p(a, top, 0.0)], Cut::Whole);
-            self.model.sheet(class, awning, [p(a, low - 0.2, -out), p(b, low - 0.2, -out), p(b, low, -out), p(a, low, -out)], Cut::Whole);
+            self.model.sheet(
+                class,
+                awning,
+                [p(a, low - 0.2, -out), p(b, low - 0.2, -out), p(b, low, -out), p(a, low, -out)],
+                Cut::Whole,
+            );
         } else if facade.wall != Wall::Glass {
             self.model.block(class, trim, pose, v3(0.0, ground - 0.1, -0.12), v3(w, ground + 0.1, 0.0));
         }

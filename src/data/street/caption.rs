@@ -84,13 +84,19 @@ pub(super) fn write(things: &[(u8, usize)], labels: &LabelMap, look: Look, rng: 
 
 /// A street with all of `parts`, in that look.
 fn sentence(parts: &[String], look: Look, rng: &mut Rng) -> String {
-    let place = ["a street", "an urban scene", "a city street", "a road in a town", "a street scene"][rng.below(5)];
+    let (place, inside) = [
+        ("a street", "on a street"),
+        ("an urban scene", "in a city"),
+        ("a city street", "on a city street"),
+        ("a road in a town", "on a road in a town"),
+        ("a street scene", "in a town"),
+    ][rng.below(5)];
     let opening = ["a photo of", "a photo of", "a picture of", "a view of", "a dashcam photo of"][rng.below(5)];
     let light = lights(look)[rng.below(3)];
     let list = join(parts);
     match (parts.is_empty(), rng.below(4)) {
         (true, _) => format!("{opening} {place} {light}"),
-        (_, 0) => format!("{opening} {list} on {place} {light}"),
+        (_, 0) => format!("{opening} {list} {inside} {light}"),
         (_, 1) => format!("{opening} {place} {light} with {list}"),
         _ => format!("{opening} {place} with {list} {light}"),
     }

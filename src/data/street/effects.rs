@@ -80,8 +80,10 @@ fn reflections(canvas: &mut Canvas, frame: &Frame) {
             }
             let ray = frame.ray(x, y);
             let p = frame.view.eye + ray * (1.0 / near);
-            let ripple = noise(p.x * 6.0, p.z * 3.0, 41) - 0.5;
-            let up = v3(ray.x + 0.05 * ripple, -ray.y + 0.03 * (noise(p.x * 3.0, p.z * 1.3, 42) - 0.5), ray.z);
+            // Ripples, and a roughness finer than a pixel.
+            let ripple = noise(p.x * 5.0, p.z * 2.5, 41) - 0.5;
+            let rough = |salt: u32| hash01(x as i32, y as i32, salt) - 0.5;
+            let up = v3(ray.x + 0.02 * ripple + 0.014 * rough(43), -ray.y + 0.03 * ripple + 0.05 * rough(44), ray.z);
             let slant = 1.0 - (-ray.y / ray.length()).clamp(0.0, 1.0);
             let share = (mirror * (0.12 + 0.75 * slant * slant * slant)).min(0.85);
             let seen = follow(frame, &before, p, up);
@@ -97,7 +99,7 @@ fn follow(frame: &Frame, colors: &[Rgb], p: V3, d: V3) -> Rgb {
     let mut t = 0.06 * p.z + 0.4;
     let start = frame.pixel(p);
     let mut last = (start.x as usize, start.y as usize);
-    for _ in 0..22 {
+    for _ in 0..14 {
         let at = frame.pixel(p + d * t);
         if at.y < 0.0 || at.x < 0.0 || at.x >= width as f32 || at.y >= height as f32 {
             break;
@@ -107,7 +109,7 @@ fn follow(frame: &Frame, colors: &[Rgb], p: V3, d: V3) -> Rgb {
         if near > at.z && near < at.z * 1.6 {
             break;
         }
-        t *= 1.22;
+        t *= 1.38;
     }
     colors[last.1.min(height - 1) * width + last.0.min(width - 1)]
 }

@@ -3,7 +3,7 @@
 use super::look::Air;
 use super::material::{Facade, Wall};
 use super::math::{Rgb, clouds, floor, gray, hash01, mix, noise, pulse, smooth, train, v3};
-use super::surface::{Place, Surface, bricks};
+use super::surface::{Place, Surface, bricks, fading};
 
 /// Light of lit rooms.
 const WARM: Rgb = v3(1.0, 0.68, 0.36);
@@ -44,7 +44,9 @@ fn wall(f: &Facade, at: &Place) -> Rgb {
     match f.wall {
         Wall::Brick => bricks(f.color, at, 0.28, 0.1, f.seed),
         Wall::Stone => bricks(f.color, at, 0.9, 0.45, f.seed) * 0.96,
-        Wall::Plaster => f.color * (stain * mix(0.94, 1.05, noise(at.u * 6.0, at.v * 6.0, f.seed ^ 1))),
+        Wall::Plaster => {
+            f.color * (stain * mix(0.94, 1.05, fading(at.u * 6.0, at.v * 6.0, f.seed ^ 1, 1.0 - smooth(0.05, 0.3, at.w))))
+        }
         Wall::Panel | Wall::Glass => {
             let joint = train(at.u / f.bay, 0.03, at.w / f.bay).max(train((at.v - f.ground) / f.storey, 0.03, at.w / f.storey));
             f.color * (stain * (1.0 - 0.4 * joint))
@@ -123,7 +125,8 @@ fn shop(air: &Air, f: &Facade, at: &Place, wall: Surface) -> Surface {
         let frame = (train((x - 0.22) / ((span - 0.44) / 2.0), 0.05, w / span * 2.0) + pulse(at.v, 2.1, 2.18, w)).min(1.0);
         let goods = goods(at.u, at.v, f.seed);
         surface.albedo = surface.albedo.mix(v3(0.03, 0.034, 0.038).mix(goods, 0.4), pane).mix(f.accent * 0.6, frame * pane);
-        surface.emission = surface.emission * (1.0 - pane) + (WARM.mix(COOL, hash01(2, 3, f.seed)) * 0.55 + goods * 0.8) * (shine * pane * (1.0 - frame));
+        surface.emission = surface.emission * (1.0 - pane)
+            + (WARM.mix(COOL, hash01(2, 3, f.seed)) * 0.55 + goods * 0.8) * (shine * pane * (1.0 - frame));
         surface.gloss = 0.38 * pane * (1.0 - frame);
     }
     surface
@@ -148,7 +151,8 @@ pub(super) fn lettering(x: f32, y: f32, tall: f32, long: f32, seed: u32, w: f32)
     let body = pulse(t, 0.12 * pitch, 0.85 * pitch, w) * pulse(y, 0.0, tall, w);
     let h = |salt: i32| hash01(i as i32, salt, seed);
     let hole = pulse(t, 0.35 * pitch, (0.62 + 0.3 * h(1)) * pitch, w)
-        * (pulse(y, 0.14 * tall, (0.3 + 0.15 * h(2)) * tall, w) + pulse(y, (0.58 + 0.1 * h(3)) * tall, (0.85 + 0.2 * h(4)) * tall, w));
+        * (pulse(y, 0.14 * tall, (0.3 + 0.15 * h(2)) * tall, w)
+            + pulse(y, (0.58 + 0.1 * h(3)) * tall, (0.85 + 0.2 * h(4)) * tall, w));
     (body - hole).max(0.0)
 }
 
@@ -182,7 +186,7 @@ fn curtain(air: &Air, f: &Facade, at: &Place, wall: Surface) -> Surface {
     let (x, y) = (at.u / half_bay, at.v / f.storey);
     let post = train(x + 0.03, 0.07, w / half_bay).max(train(y + 0.02, 0.05, w / f.storey));
     let spandrel = train(y, 0.24, w / f.storey);
-    let tint = v3(0.05, 0.075, 0.085).mix(f.color * 0.25, 0.4) * mix(0.7, 1.2, hash01(column, level, f.seed));
+    let tint = v3(0.06, 0.11, 0.13).mix(f.color * 0.4, 0.4) * mix(0.7, 1.2, hash01(column, level, f.seed));
     let (color, light) = room(air, f, (0.0, y - floor(y)), (column / 3, level));
     let mut surface = wall;
     surface.albedo = tint.mix(color, 0.3).mix(tint * 1.6 + f.color * 0.12, spandrel).mix(f.color * 0.7, post);

@@ -69,7 +69,8 @@ impl Scene {
 
     fn sign_face(&mut self, rng: &mut Rng, pose: &Pose, height: f32) {
         use SignKind::*;
-        let kind = pick(rng, &[Limit, Limit, NoEntry, Warning, Warning, GiveWay, Stop, Mandatory, Information, Information, Direction]);
+        let kind =
+            pick(rng, &[Limit, Limit, NoEntry, Warning, Warning, GiveWay, Stop, Mandatory, Information, Information, Direction]);
         let size = rng.uniform_in(0.34, 0.44);
         let (sides, turn, radius) = match kind {
             Warning => (3, 0.75, 1.25 * size),
@@ -98,7 +99,11 @@ impl Scene {
         let frame = (p(0.0, height, 0.0), pose.right, UP);
         self.model.face(class::TRAFFIC_SIGN, material, &corners, frame, Cut::Whole, false);
         let back = Material::Sign { kind: SignKind::Back, size, seed };
-        self.model.quad(class::TRAFFIC_SIGN, back, [p(half, low, 0.04), p(-half, low, 0.04), p(-half, high, 0.04), p(half, high, 0.04)]);
+        self.model.quad(
+            class::TRAFFIC_SIGN,
+            back,
+            [p(half, low, 0.04), p(-half, low, 0.04), p(-half, high, 0.04), p(half, high, 0.04)],
+        );
     }
 
     /// A traffic light for those who move along `pose`; `arm` metres reach over the road (0 for none, negative: to the left).
@@ -138,7 +143,11 @@ impl Scene {
             Signal::Amber => 1.5,
             Signal::Green => 0.5,
         };
-        self.lamps.push(Lamp { at: p(0.0, height * row / 3.0) - pose.ahead * 0.05, kind: LampKind::Signal(state), towards: -pose.ahead });
+        self.lamps.push(Lamp {
+            at: p(0.0, height * row / 3.0) - pose.ahead * 0.05,
+            kind: LampKind::Signal(state),
+            towards: -pose.ahead,
+        });
     }
 
     /// A fence between two points on the ground.
@@ -199,9 +208,19 @@ impl Scene {
             self.model.limb(class::POLE, steel, p(x, 0.0, z), 0.05, p(x, 2.4, z), 0.05);
         }
         let glass = Material::Glass;
-        self.model.sheet(class::BUILDING, glass, [p(1.2, 0.2, 4.0), p(1.2, 0.2, 0.0), p(1.2, 2.3, 0.0), p(1.2, 2.3, 4.0)], Cut::Whole);
+        self.model.sheet(
+            class::BUILDING,
+            glass,
+            [p(1.2, 0.2, 4.0), p(1.2, 0.2, 0.0), p(1.2, 2.3, 0.0), p(1.2, 2.3, 4.0)],
+            Cut::Whole,
+        );
         let poster = Material::Poster { seed: (rng.uniform() * 1e6) as u32, width: 1.2, height: 1.7 };
-        self.model.sheet(class::BUILDING, poster, [p(0.0, 0.4, 3.95), p(1.2, 0.4, 3.95), p(1.2, 2.1, 3.95), p(0.0, 2.1, 3.95)], Cut::Whole);
+        self.model.sheet(
+            class::BUILDING,
+            poster,
+            [p(0.0, 0.4, 3.95), p(1.2, 0.4, 3.95), p(1.2, 2.1, 3.95), p(0.0, 2.1, 3.95)],
+            Cut::Whole,
+        );
         self.model.block(class::BUILDING, steel, pose, v3(0.75, 0.42, 0.5), v3(1.1, 0.5, 3.4));
     }
 

@@ -119,8 +119,7 @@ impl Scene {
 
     /// Claims the ground around (l, s); false if somebody was there first.
     pub(super) fn claim(&mut self, l: f32, s: f32, half_width: f32, half_length: f32) -> bool {
-        let overlaps =
-            |t: &[f32; 4]| (t[0] - l).abs() < t[2] + half_width && (t[1] - s).abs() < t[3] + half_length;
+        let overlaps = |t: &[f32; 4]| (t[0] - l).abs() < t[2] + half_width && (t[1] - s).abs() < t[3] + half_length;
         if self.taken.iter().any(overlaps) {
             return false;
         }

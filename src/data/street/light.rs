@@ -63,7 +63,7 @@ impl<'a> Light<'a> {
             let inverse = 1.0 / d2.sqrt();
             let down = (to.y * inverse).max(0.0);
             let facing = (normal.dot(to) * inverse * 0.85 + 0.15).max(0.0);
-            sum += v3(1.0, 0.72, 0.42) * (24.0 * down * facing / d2);
+            sum += v3(1.0, 0.72, 0.42) * (46.0 * down * facing / d2);
         }
         for (from, ahead, power) in &self.beams {
             let d = p - *from;

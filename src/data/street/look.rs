@@ -232,7 +232,7 @@ impl Air {
     fn rain(self, rng: &mut Rng) -> Self {
         Self {
             fog: v3(0.36, 0.38, 0.42),
-            density: rng.uniform_in(0.005, 0.011),
+            density: rng.uniform_in(0.003, 0.009),
             lamps: 0.4,
             windows: 0.2,
             wet: 1.0,

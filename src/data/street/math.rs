@@ -95,34 +95,45 @@ impl Neg for V3 {
 }
 
 /// `a` at `t` = 0, `b` at 1.
+#[inline]
 pub(super) fn mix(a: f32, b: f32, t: f32) -> f32 {
     a + (b - a) * t
 }
 
 /// 0 below `low`, 1 above `high`, smooth between.
+#[inline]
 pub(super) fn smooth(low: f32, high: f32, x: f32) -> f32 {
-    let t = ((x - low) / (high - low)).clamp(0.0, 1.0);
+    // Written as a product, because the inverse is a constant almost everywhere.
+    let t = ((x - low) * (1.0 / (high - low))).clamp(0.0, 1.0);
     t * t * (3.0 - 2.0 * t)
 }
 
 /// Share of a window of width `w` around `x` that lies within `low`…`high`: a sharp bar without jagged edges.
+#[inline]
 pub(super) fn pulse(x: f32, low: f32, high: f32, w: f32) -> f32 {
     let half = 0.5 * w;
-    (((x + half).min(high) - (x - half).max(low)) / w.max(1e-6)).clamp(0.0, 1.0)
+    (((x + half).min(high) - (x - half).max(low)) * (1.0 / w.max(1e-6))).clamp(0.0, 1.0)
 }
 
 /// Share of a window of width `w` around `x` that lies in the first `duty` of a period of 1.
+#[inline]
 pub(super) fn train(x: f32, duty: f32, w: f32) -> f32 {
     let area = |t: f32| floor(t) * duty + fract(t).min(duty);
-    ((area(x + 0.5 * w) - area(x - 0.5 * w)) / w.max(1e-6)).clamp(0.0, 1.0)
+    ((area(x + 0.5 * w) - area(x - 0.5 * w)) * (1.0 / w.max(1e-6))).clamp(0.0, 1.0)
 }
 
 /// The largest whole number not above `x`. Faster than the standard library's where the processor has no such instruction;
 /// right for magnitudes below 2³¹.
 #[inline]
 pub(super) fn floor(x: f32) -> f32 {
-    let whole = x as i32 as f32;
-    if whole > x { whole - 1.0 } else { whole }
+    below(x) as f32
+}
+
+/// [`floor`] as an integer.
+#[inline]
+fn below(x: f32) -> i32 {
+    let whole = x as i32;
+    whole.wrapping_sub(i32::from(whole as f32 > x))
 }
 
 pub(super) fn fract(x: f32) -> f32 {
@@ -145,11 +156,13 @@ pub(super) fn cos(x: f32) -> f32 {
 }
 
 /// 2 to the power of `x`.
+#[inline]
 pub(super) fn exp2(x: f32) -> f32 {
     let x = x.clamp(-126.0, 126.0);
     let whole = floor(x);
     let t = (x - whole) * std::f32::consts::LN_2;
-    let series = 1.0 + t * (1.0 + t / 2.0 * (1.0 + t / 3.0 * (1.0 + t / 4.0 * (1.0 + t / 5.0 * (1.0 + t / 6.0)))));
+    const C: [f32; 6] = [1.0, 1.0 / 2.0, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0];
+    let series = 1.0 + t * (C[0] + t * (C[1] + t * (C[2] + t * (C[3] + t * (C[4] + t * C[5])))));
     f32::from_bits(((whole as i32 + 127) as u32) << 23) * series
 }
 
@@ -188,15 +201,16 @@ pub(super) fn hash01(x: i32, y: i32, seed: u32) -> f32 {
 }
 
 /// Smooth noise of 0…1 with one bump per unit.
+#[inline]
 pub(super) fn noise(x: f32, y: f32, seed: u32) -> f32 {
-    let (fx, fy) = (floor(x), floor(y));
-    let (tx, ty) = (x - fx, y - fy);
+    let (ix, iy) = (below(x), below(y));
+    let (tx, ty) = (x - ix as f32, y - iy as f32);
     let (tx, ty) = (tx * tx * (3.0 - 2.0 * tx), ty * ty * (3.0 - 2.0 * ty));
     // The corners' numbers; one round less than `hash`, which is enough here and counts in the inner loop.
     const COLUMN: u32 = 0x9e37_79b1;
     const ROW: u32 = 0x85eb_ca77;
-    let left = (fx as i32 as u32).wrapping_mul(COLUMN);
-    let row = (fy as i32 as u32).wrapping_mul(ROW);
+    let left = (ix as u32).wrapping_mul(COLUMN);
+    let row = (iy as u32).wrapping_mul(ROW);
     let salt = seed.wrapping_mul(0xc2b2_ae3d);
     let corner = |column: u32, row: u32| {
         let h = column ^ row ^ salt;

@@ -1,7 +1,7 @@
 //! What a scene is made of: flat faces and rounded shapes, each with a class and a material.
 
-use super::math::{V3, cos, floor, noise, sin, v3};
 use super::material::Material;
+use super::math::{V3, cos, floor, noise, sin, v3};
 
 /// Cityscapes train ids.
 pub(super) mod class {

@@ -86,7 +86,13 @@ impl Scene {
             let out = wide * 0.62;
             let at = foot + v3(out * cos(angle), 0.9 * scale + t * (height - scale), out * sin(angle));
             let shade = color * rng.uniform_in(0.7, 1.15);
-            self.model.clump(Material::Leaves { color: shade }, at, 0.14 * scale + wide * 0.42, 0.85, (rng.uniform() * 1e6) as u32);
+            self.model.clump(
+                Material::Leaves { color: shade },
+                at,
+                0.14 * scale + wide * 0.42,
+                0.85,
+                (rng.uniform() * 1e6) as u32,
+            );
         }
         self.model.limb(class::VEGETATION, Material::Leaves { color }, top - v3(0.0, scale, 0.0), 0.25 * scale, top, 0.02);
     }

@@ -214,6 +214,8 @@ impl Buffer {
     /// A ball, frayed or not: its rows are cut to the disc, and there is no axis to look for.
     fn ball(&mut self, view: &View, spindle: &Spindle, radius: f32, (ragged, seed): (f32, u32), index: u32) {
         let (centre, r) = (spindle.a, spindle.ra.max(1e-3));
+        // Shadows are too coarse for single leaves.
+        let ragged = if view.perspective { ragged } else { 0.0 };
         let scale = 1.0 / r;
         let lift = radius * if view.perspective { centre.z * centre.z } else { 1.0 };
         for row in span(centre.y - r, centre.y + r, self.height) {

@@ -139,8 +139,8 @@ impl<'a> Frame<'a> {
     /// Visible things per class, by number of pixels at a nominal picture size.
     fn things(&self) -> Vec<(u8, usize)> {
         let mut samples = vec![0usize; self.scene.model.objects.len().max(1)];
-        for &prim in self.buffer.prim.iter().filter(|prim| **prim != NONE) {
-            samples[usize::from(self.scene.model.prims[prim as usize].object)] += 1;
+        for run in self.buffer.prim.chunk_by(|a, b| a == b).filter(|run| run[0] != NONE) {
+            samples[usize::from(self.scene.model.prims[run[0] as usize].object)] += run.len();
         }
         caption::count(&samples, &self.scene.model.objects, self.height * self.width, SAMPLES * SAMPLES)
     }

@@ -50,7 +50,9 @@ pub(super) fn sign(air: &Air, kind: SignKind, size: f32, seed: u32, at: &Place) 
         }
         SignKind::Information => {
             let field = pulse(x, -0.62, 0.62, w) * pulse(y, -0.62, 0.62, w);
-            let letter = pulse(x, -0.26, -0.08, w) * pulse(y, -0.45, 0.45, w) + pulse(x, -0.08, 0.24, w) * (pulse(y, 0.27, 0.45, w) + pulse(y, -0.1, 0.08, w)) + pulse(x, 0.1, 0.26, w) * pulse(y, 0.0, 0.4, w);
+            let letter = pulse(x, -0.26, -0.08, w) * pulse(y, -0.45, 0.45, w)
+                + pulse(x, -0.08, 0.24, w) * (pulse(y, 0.27, 0.45, w) + pulse(y, -0.1, 0.08, w))
+                + pulse(x, 0.1, 0.26, w) * pulse(y, 0.0, 0.4, w);
             WHITE.mix(BLUE, field).mix(WHITE, letter.min(1.0))
         }
         SignKind::Direction => direction(x, y, w, seed),

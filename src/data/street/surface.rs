@@ -1,9 +1,9 @@
 //! How grounds and simple materials look: colour, bumps, gloss and light of their own at one place.
 
+use super::layout::Scene;
 use super::look::Air;
 use super::material::Material;
 use super::math::{Rgb, V3, clouds, floor, fract, gray, hash01, mix, noise, pulse, smooth, train, v3};
-use super::layout::Scene;
 use super::street::index;
 
 /// What light meets at one place.
@@ -91,8 +91,9 @@ fn wheel(radius: f32, at: &Place) -> Surface {
 fn leaves(color: Rgb, at: &Place) -> Surface {
     let (x, y) = (at.p.x * 6.0 + at.p.z * 4.0, at.p.y * 7.0 + at.p.z * 2.0);
     let fine = 1.0 - smooth(0.05, 0.25, at.w);
-    let speck = mix(0.5, noise(x, y, 3) * 0.5 + 0.5 * noise(2.7 * x, 2.7 * y, 4), 0.35 + 0.65 * fine);
-    let tilt = v3(noise(x, y, 5) - 0.5, noise(x, y, 6) - 0.3, noise(y, x, 7) - 0.5);
+    let (coarse, small) = (noise(x, y, 3), noise(2.7 * x, 2.7 * y, 4));
+    let speck = mix(0.5, 0.5 * (coarse + small), 0.35 + 0.65 * fine);
+    let tilt = v3(coarse - 0.5, small - 0.3, 0.5 * (small - coarse));
     let mut surface = Surface::dull(color * mix(0.45, 1.7, speck), (at.normal + tilt * 1.1).unit());
     // Light is scarce low in a crown and inside it.
     surface.open = mix(0.5, 1.0, smooth(-0.8, 0.5, at.normal.y));
@@ -104,8 +105,14 @@ fn poster(air: &Air, at: &Place, seed: u32, width: f32, height: f32) -> Surface 
     let hue = |salt: u32| hash01(salt as i32, 0, seed);
     let base = v3(hue(1), hue(2), hue(3)) * 0.7 + gray(0.05);
     let blob = pulse(x, 0.2, 0.8, 0.05) * pulse(y, 0.35, 0.85, 0.05);
-    let color = base.mix(v3(hue(4), hue(5), hue(6)) * 0.8, blob).mix(gray(0.8), pulse(y, 0.1, 0.2, 0.05) * pulse(x, 0.1, 0.9, 0.05));
+    let color =
+        base.mix(v3(hue(4), hue(5), hue(6)) * 0.8, blob).mix(gray(0.8), pulse(y, 0.1, 0.2, 0.05) * pulse(x, 0.1, 0.9, 0.05));
     Surface::dull(color, at.normal).lit(color * (1.2 * air.lamps))
+}
+
+/// Noise of a strength of 0…1 around its mean: fine detail that must not flicker far away.
+pub(super) fn fading(x: f32, y: f32, seed: u32, strength: f32) -> f32 {
+    if strength <= 0.0 { 0.5 } else { mix(0.5, noise(x, y, seed), strength) }
 }
 
 /// Rows of stones `long` × `tall` metres with joints.
@@ -147,7 +154,7 @@ fn grass(scene: &Scene, at: &Place) -> Surface {
     let dry = clouds(u * 0.22, v * 0.16, scene.street.seed, 2);
     let green = v3(0.1, 0.17, 0.035).mix(v3(0.24, 0.2, 0.08), smooth(0.45, 0.8, dry));
     let fade = 1.0 - smooth(0.1, 0.8, at.long);
-    let blade = mix(0.5, noise(u * 9.0, v * 4.0, 15), fade);
+    let blade = fading(u * 9.0, v * 4.0, 15, fade);
     let patch = noise(u * 1.3, v * 0.8, 16);
     Surface::dull(green * mix(0.55, 1.45, 0.6 * blade + 0.4 * patch), at.normal)
 }
@@ -164,7 +171,7 @@ fn road(scene: &Scene, air: &Air, at: &Place) -> Surface {
     let kerb = street.kerb_at(if l > 0.0 { 1.0 } else { -1.0 });
     let inside = l.abs() < kerb.abs();
     let wide = clouds(l * 0.35, s * 0.12, street.seed, 2);
-    let grain = mix(0.5, noise(l * 14.0, s * 14.0, 17), 1.0 - smooth(0.02, 0.2, at.long));
+    let grain = fading(l * 14.0, s * 14.0, 17, 1.0 - smooth(0.02, 0.2, at.long));
     let mut tone = 0.125 * mix(0.7, 1.3, wide) * mix(0.75, 1.25, grain);
     if inside {
         tone *= 1.0 - 0.13 * tracks(l / street.lane, at.w);

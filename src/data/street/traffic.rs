@@ -76,6 +76,14 @@ impl Scene {
 
     /// Vehicles that move, the rare ones first so that they find room near the camera.
     pub(super) fn traffic(&mut self, rng: &mut Rng) {
+        if self.street.tracks {
+            for _ in 0..4 {
+                let s = rng.uniform_in(9.0, 34.0);
+                if self.drive(rng, User::Tram, s) {
+                    break;
+                }
+            }
+        }
         for (user, p) in [(User::Truck, 0.22), (User::Bus, 0.36), (User::Motorcycle, 0.34), (User::Cyclist, 0.5)] {
             if chance(rng, p) {
                 for _ in 0..6 {
@@ -86,10 +94,6 @@ impl Scene {
                     }
                 }
             }
-        }
-        if self.street.tracks && chance(rng, 0.95) {
-            let s = rng.uniform_in(10.0, 45.0);
-            self.drive(rng, User::Tram, s);
         }
         let density = rng.uniform_in(0.0, 1.0);
         for _ in 0..(3.0 + 13.0 * density) as usize {
@@ -211,7 +215,11 @@ impl Scene {
             if self.street.in_crossing(s, 0.0) || !self.claim(l, s, 0.35, 0.4) {
                 continue;
             }
-            let turn = if chance(rng, 0.75) { pick(rng, &[0.0, std::f32::consts::PI]) + rng.uniform_in(-0.3, 0.3) } else { 6.28 * rng.uniform() };
+            let turn = if chance(rng, 0.75) {
+                pick(rng, &[0.0, std::f32::consts::PI]) + rng.uniform_in(-0.3, 0.3)
+            } else {
+                6.28 * rng.uniform()
+            };
             let pose = self.raised(l, s).turned(turn);
             self.person(rng, &pose);
             if chance(rng, 0.3) {

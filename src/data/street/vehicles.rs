@@ -1,5 +1,6 @@
 //! Cars, trucks, buses and trams: bodies of flat panels whose details are painted on.
 
+use super::bodywork::{CABIN_FOOT, CABIN_ROOF};
 use super::layout::{Lamp, LampKind, Scene, chance, pick_color};
 use super::material::{Material, Part, Vehicle, VehicleKind};
 use super::math::{Rgb, V3, gray, v3};
@@ -157,21 +158,29 @@ impl Scene {
 
     fn car_cabin(&mut self, pose: &Pose, car: &Vehicle, id: u16) {
         let [foot, front, rear, back] = car.cabin;
-        let (wide, slim) = (0.91 * car.half_width, 0.72 * car.half_width);
+        let (wide, slim) = (CABIN_FOOT * car.half_width, CABIN_ROOF * car.half_width);
         let (low, high) = (car.belt - 0.03, car.height);
         let p = |x: f32, y: f32, z: f32| pose.at(x, y, z);
         let glass = |part| Material::Body(id, part);
         let model = &mut self.model;
         let c = class::CAR;
-        model.quad(c, glass(Part::Windscreen), [p(wide, low, foot), p(-wide, low, foot), p(-slim, high, front), p(slim, high, front)]);
-        model.quad(c, glass(Part::RearWindow), [p(-wide, low, back), p(wide, low, back), p(slim, high, rear), p(-slim, high, rear)]);
+        model.quad(
+            c,
+            glass(Part::Windscreen),
+            [p(wide, low, foot), p(-wide, low, foot), p(-slim, high, front), p(slim, high, front)],
+        );
+        model.quad(
+            c,
+            glass(Part::RearWindow),
+            [p(-wide, low, back), p(wide, low, back), p(slim, high, rear), p(-slim, high, rear)],
+        );
         model.quad(c, glass(Part::Top), [p(-slim, high, rear), p(slim, high, rear), p(slim, high, front), p(-slim, high, front)]);
         for sign in [-1.0, 1.0] {
             let corners =
                 [p(sign * wide, low, back), p(sign * wide, low, foot), p(sign * slim, high, front), p(sign * slim, high, rear)];
             self.panel(c, glass(Part::CabinSide), pose, corners, sign);
             let mirror = pose.at(sign * (wide + 0.12), low + 0.1, foot - 0.25);
-            self.model.ball(c, Material::Plain { color: car.color * 0.8, gloss: 0.3 }, mirror, 0.1);
+            self.model.ball(c, Material::Plain { color: car.color * 0.8, gloss: 0.3 }, mirror, 0.085);
         }
     }
 
@@ -216,8 +225,11 @@ impl Scene {
     /// A truck with its tail at `pose`; returns its length.
     pub(super) fn truck(&mut self, rng: &mut Rng, pose: &Pose, moving: bool) -> f32 {
         let small = chance(rng, 0.45);
-        let (length, height) =
-            if small { (rng.uniform_in(5.8, 7.0), rng.uniform_in(2.7, 3.1)) } else { (rng.uniform_in(7.5, 10.5), rng.uniform_in(3.3, 3.9)) };
+        let (length, height) = if small {
+            (rng.uniform_in(5.8, 7.0), rng.uniform_in(2.7, 3.1))
+        } else {
+            (rng.uniform_in(7.5, 10.5), rng.uniform_in(3.3, 3.9))
+        };
         let half = if small { 1.05 } else { 1.22 };
         let accent = if chance(rng, 0.5) { gray(rng.uniform_in(0.55, 0.8)) } else { pick_color(rng, &FLEET) };
         let cab = if small { 1.9 } else { 2.1 };
@@ -241,9 +253,23 @@ impl Scene {
         let part = |part| Material::Body(id, part);
         let floor = 0.95;
         let bed = length - cab - 0.2;
-        self.shell(class::TRUCK, pose, (0.0, bed), (half, half), (floor, height), [part(Part::CargoSide), part(Part::CargoRear), part(Part::CargoFront), part(Part::Top)]);
+        self.shell(
+            class::TRUCK,
+            pose,
+            (0.0, bed),
+            (half, half),
+            (floor, height),
+            [part(Part::CargoSide), part(Part::CargoRear), part(Part::CargoFront), part(Part::Top)],
+        );
         let roof = if small { height - 0.35 } else { height - 0.6 };
-        self.shell(class::TRUCK, pose, (length - cab, length), (half * 0.96, half * 0.92), (0.42, roof.min(3.0)), [part(Part::Side), part(Part::Under), part(Part::Front), part(Part::Top)]);
+        self.shell(
+            class::TRUCK,
+            pose,
+            (length - cab, length),
+            (half * 0.96, half * 0.92),
+            (0.42, roof.min(3.0)),
+            [part(Part::Side), part(Part::Under), part(Part::Front), part(Part::Top)],
+        );
         self.running_gear(class::TRUCK, pose, &vehicle, id);
         // Mudguards and the bar that keeps cars from getting below.
         let steel = Material::Plain { color: gray(0.06), gloss: 0.1 };
@@ -308,7 +334,15 @@ impl Scene {
 
     /// A box-like body from `ends.0` to `ends.1` ahead, half as wide as `half` at bottom and top; materials of the sides, tail,
     /// nose and top.
-    fn shell(&mut self, class: u8, pose: &Pose, ends: (f32, f32), half: (f32, f32), heights: (f32, f32), materials: [Material; 4]) {
+    fn shell(
+        &mut self,
+        class: u8,
+        pose: &Pose,
+        ends: (f32, f32),
+        half: (f32, f32),
+        heights: (f32, f32),
+        materials: [Material; 4],
+    ) {
         let [side, tail, nose, top] = materials;
         let (low, high) = heights;
         let p = |x: f32, y: f32, z: f32| pose.at(x, y, z);
