@@ -13,7 +13,7 @@ use std::path::Path;
 /// Make data sets
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
-#[command(after_help = "Example:\n  datum dataset render-street --count 500 --look day --output street")]
+#[command(after_help = "Examples:\n  datum dataset render-street --count 500 --look day --output street")]
 pub struct DatasetArgs {
     #[command(subcommand)]
     verb: DatasetVerb,
@@ -29,7 +29,7 @@ enum DatasetVerb {
 #[command(
     after_help = "Scenes that are there already are kept: run the same command with the same --output to go on, or with a\n\
                         larger --count to add some. Scene number i of a seed is the same street in every look.\n\n\
-                        Examples:\n  datum dataset render-street --count 500 --width 512 --height 256 --look day --output street\n  \
+                        Examples:\n  datum dataset render-street --count 500 --size 512x256 --look day --output street\n  \
                         datum dataset render-street --count 600 --look day,dusk,night --seed 1 --output mixed\n  \
                         datum adapt --source street=street --target photos\n  \
                         datum pretrain --images street/images --captions street/captions.jsonl"
@@ -51,6 +51,10 @@ struct Flags {
     /// Number of scenes [default: 500]
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// Width and height in one
+    #[arg(long, value_name = "WxH", conflicts_with_all = ["width", "height"], value_parser = size)]
+    #[serde(skip)]
+    size: Option<(usize, usize)>,
     /// Width in pixels, 16 to 4096 [default: 512]
     #[arg(long, value_name = "W")]
     width: Option<usize>,
@@ -70,7 +74,16 @@ pub fn run(args: DatasetArgs) -> Result<()> {
     }
 }
 
-fn render_street(args: RenderStreetArgs) -> Result<()> {
+/// Reads `512x256`: width, then height.
+fn size(text: &str) -> std::result::Result<(usize, usize), String> {
+    let sides = text.split_once('x').and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+    sides.ok_or_else(|| "expected WIDTHxHEIGHT, e.g. 512x256".into())
+}
+
+fn render_street(mut args: RenderStreetArgs) -> Result<()> {
+    if let Some((width, height)) = args.flags.size {
+        (args.flags.width, args.flags.height) = (Some(width), Some(height));
+    }
     if let Some(threads) = args.threads {
         set_threads(usize::from(threads))?;
     }

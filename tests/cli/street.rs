@@ -37,7 +37,7 @@ fn the_same_command_goes_on() {
     }
     let line = |name: &str| sandbox.text(name).lines().next().map(str::to_string);
     assert_eq!(line("whole/captions.jsonl"), line("cut/captions.jsonl"));
-    let numbered = sandbox.ok("dataset render-street --count 1 --width 32 --height 32 --quiet");
+    let numbered = sandbox.ok("dataset render-street --count 1 --size 48x32 --quiet");
     assert!(numbered.stdout.contains("render-street_1/images") && numbered.stderr.is_empty(), "{}", numbered.stderr);
 }
 
@@ -53,6 +53,8 @@ fn bad_input_is_explained_and_leaves_nothing() {
     ] {
         sandbox.fails(&format!("dataset render-street {flags} --output out"), 2, &parts);
     }
+    sandbox.fails("dataset render-street --size 512", 2, &["512x256"]);
+    sandbox.fails("dataset render-street --size 64x32 --width 64", 2, &["--size <WxH>", "--width <W>"]);
     sandbox.fails("dataset render-street --look", 2, &["--look <NAME>"]);
     sandbox.fails("dataset render", 2, &["render-street"]);
     assert_eq!(sandbox.files(), before);

@@ -162,7 +162,6 @@ pub(super) fn develop(canvas: &Canvas, air: &Air) -> Vec<u8> {
     let curve = tone_curve(air);
     let (width, height) = (canvas.width, canvas.height);
     let mut pixels = Vec::with_capacity(width * height * 3);
-    let last = (curve.len() - 1) as f32;
     let strength = 0.7 * 255.0 * air.noise;
     for y in 0..height {
         for x in 0..width {
@@ -175,9 +174,7 @@ pub(super) fn develop(canvas: &Canvas, air: &Air) -> Vec<u8> {
             let common = noise4(bits);
             for value in [seen.x, seen.y, seen.z] {
                 bits = (bits ^ (bits >> 16)).wrapping_mul(0x7feb_352d);
-                // Equal steps of the root are what the eye tells apart.
-                let at = (value.max(0.0) * 0.25).sqrt() * last;
-                let level = curve[(at as usize).min(curve.len() - 1)];
+                let level = curve[entry(value).min(curve.len() - 1)];
                 let noise = strength * (common + noise4(bits)) * (1.15 - level * (0.6 / 255.0));
                 pixels.push((level + noise + 0.5) as u8);
             }
@@ -186,14 +183,23 @@ pub(super) fn develop(canvas: &Canvas, air: &Air) -> Vec<u8> {
     pixels
 }
 
-/// Entries of the tone curve: enough that steps stay below one level of 8 bits.
-const CURVE: usize = 4096;
+/// The bits of 2⁻¹², the darkest light that the tone curve tells from black.
+const DARKEST: u32 = (127 - 12) << 23;
+/// Bits of a number that one entry of the tone curve spans: 512 entries an octave are finer than 8-bit levels.
+const STEP: u32 = 14;
+/// Entries of the tone curve: 14 octaves, up to a light of 4.
+const CURVE: usize = 14 << (23 - STEP);
 
-/// Display level 0…255 for light of 0…4, in steps of its root: highlights are rolled off, then contrast around middle gray.
+/// The entry of the tone curve for a light. Positive numbers are ordered like their bits, which count their logarithm.
+#[inline]
+fn entry(light: f32) -> usize {
+    (light.max(0.0).to_bits().saturating_sub(DARKEST) >> STEP) as usize
+}
+
+/// Display level 0…255 for light of 0…4: highlights are rolled off, then contrast around middle gray.
 fn tone_curve(air: &Air) -> Vec<f32> {
     let level = |i: usize| {
-        let root = i as f32 / (CURVE - 1) as f32;
-        let light = 4.0 * root * root * 1.15;
+        let light = f32::from_bits(DARKEST + ((i as u32) << STEP) + (1 << (STEP - 1))) * 1.15;
         let rolled = light * (1.0 + light * 0.11) / (1.0 + light * 0.62);
         let display = pow(rolled.min(1.0), 1.0 / 2.2);
         (0.46 + (display - 0.46) * air.contrast).clamp(0.0, 1.0) * 255.0

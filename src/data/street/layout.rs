@@ -1,9 +1,9 @@
 //! The scene: everything that stands or moves in the street, in metres.
 
+use super::ground::Street;
 use super::material::{Facade, Signal, Vehicle};
 use super::math::{Rgb, V3, gray, srgb, v3};
 use super::model::{Model, Pose};
-use super::street::Street;
 use crate::base::Rng;
 
 /// Something that shines.

@@ -73,7 +73,10 @@ impl<'a> Light<'a> {
             }
             let aside2 = d.dot(d) - along * along;
             let spread = 0.4 + 0.24 * along;
-            let shape = (1.0 - aside2 / (spread * spread)).max(0.0);
+            if aside2 > spread * spread {
+                continue;
+            }
+            let shape = 1.0 - aside2 / (spread * spread);
             // Seen at a slant, a road would get little; beams are aimed at it.
             let facing = (0.45 - normal.dot(d) / (along + 1.0)).clamp(0.0, 1.0);
             let reach = (1.0 - along / 32.0) / (1.0 + 0.07 * along * along);
@@ -165,7 +168,7 @@ impl<'a> Light<'a> {
 
 /// One beam for the two headlamps of a car.
 fn car_beams(lamps: &[Lamp]) -> Vec<(V3, V3, f32)> {
-    let heads: Vec<&Lamp> = lamps.iter().filter(|lamp| lamp.kind == LampKind::Head && lamp.at.z < 60.0).collect();
+    let heads: Vec<&Lamp> = lamps.iter().filter(|lamp| lamp.kind == LampKind::Head && lamp.at.z < 45.0).collect();
     heads.iter().step_by(2).map(|lamp| (lamp.at, lamp.towards, 0.8)).collect()
 }
 

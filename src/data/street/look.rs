@@ -186,7 +186,7 @@ impl Air {
             lamps: 1.0,
             windows: rng.uniform_in(0.2, 0.5),
             wet: if rng.uniform() < 0.25 { 0.6 } else { 0.0 },
-            exposure: 1.5,
+            exposure: 1.15,
             contrast: 1.08,
             saturation: 0.95,
             white: v3(1.06, 1.0, 0.88),

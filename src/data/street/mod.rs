@@ -2,11 +2,11 @@
 //! where no photo may be used.
 //!
 //! A scene is laid out in metres ([`Scene::new`]) and then seen by a camera in some light and weather ([`Scene::render`]). Read
-//! `street` (the ground) and `layout` (what stands on it) first, then `render` (how a picture comes about). The parts:
+//! `ground` (the street itself) and `layout` (what stands on it) first, then `render` (how a picture comes about). The parts:
 //!
 //! | file | for |
 //! |---|---|
-//! | `street`, `layout`, `traffic`, `roadside` | where everything is |
+//! | `ground`, `layout`, `traffic`, `roadside` | where everything is |
 //! | `buildings`, `plants`, `vehicles`, `people`, `furniture` | the shapes of things |
 //! | `model`, `raster` | primitives and what each sample of the picture sees |
 //! | `material`, `surface`, `facade`, `bodywork`, `signs` | what surfaces look like |
@@ -22,6 +22,7 @@ mod caption;
 mod effects;
 mod facade;
 mod furniture;
+mod ground;
 mod layout;
 mod light;
 mod look;
@@ -34,7 +35,6 @@ mod raster;
 mod render;
 mod roadside;
 mod signs;
-mod street;
 mod surface;
 mod traffic;
 mod vehicles;

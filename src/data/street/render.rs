@@ -107,8 +107,8 @@ impl<'a> Frame<'a> {
         [start, start + 1, start + self.buffer.width, start + self.buffer.width + 1]
     }
 
-    fn class_at(&self, sample: usize) -> u8 {
-        match self.buffer.prim[sample] {
+    fn class_of(&self, prim: u32) -> u8 {
+        match prim {
             NONE => class::SKY,
             prim => self.scene.model.prims[prim as usize].class,
         }
@@ -118,10 +118,11 @@ impl<'a> Frame<'a> {
     fn labels(&self) -> LabelMap {
         let label = |x: usize, y: usize| {
             let samples = self.samples(x, y);
-            let classes = samples.map(|sample| self.class_at(sample));
-            if classes.iter().all(|class| *class == classes[0]) {
-                return classes[0];
+            let prims = samples.map(|sample| self.buffer.prim[sample]);
+            if prims.iter().all(|prim| *prim == prims[0]) {
+                return self.class_of(prims[0]);
             }
+            let classes = prims.map(|prim| self.class_of(prim));
             let votes = |class: u8| {
                 let members = samples.iter().zip(classes).filter(|(_, other)| *other == class);
                 members.fold((0, 0.0f32), |(count, near), (&sample, _)| (count + 1, near.max(self.buffer.near[sample])))

@@ -1,9 +1,9 @@
 //! What lines the street: houses, gardens, parks, trees, lamps, signs.
 
 use super::buildings::{Lot, Quarter};
+use super::ground::{CORNER, END, index};
 use super::layout::{Scene, chance, pick};
 use super::math::{V3, v3};
-use super::street::{CORNER, END, index};
 use crate::base::Rng;
 
 /// How a stretch of land beside the pavement is used.
@@ -171,7 +171,7 @@ impl Scene {
             let s = rng.uniform_in(5.0, 40.0);
             let l = pick(rng, &[near_kerb, self.street.building_line(side) - side * 0.5]);
             if !self.street.in_crossing(s, 1.0) && self.claim(l, s, 0.5, 0.5) {
-                let pose = self.raised(l, s).turned(1.57 * side);
+                let pose = self.raised(l, s).turned(std::f32::consts::FRAC_PI_2 * side);
                 self.clutter(rng, &pose);
             }
         }
@@ -241,7 +241,7 @@ impl Scene {
 
     /// What closes the view at the end of the street, and fills gaps between houses.
     pub(super) fn horizon(&mut self, rng: &mut Rng) {
-        let along = |street: &super::street::Street, l: f32, s: f32| street.place(l, s);
+        let along = |street: &super::ground::Street, l: f32, s: f32| street.place(l, s);
         let (left, right) = (along(&self.street, -85.0, 168.0), along(&self.street, 85.0, 168.0));
         self.skyline(rng, left, right);
         for _ in 0..14 {

@@ -1,10 +1,10 @@
 //! How grounds and simple materials look: colour, bumps, gloss and light of their own at one place.
 
+use super::ground::index;
 use super::layout::Scene;
 use super::look::Air;
 use super::material::Material;
 use super::math::{Rgb, V3, clouds, floor, fract, gray, hash01, mix, noise, pulse, smooth, train, v3};
-use super::street::index;
 
 /// What light meets at one place.
 #[derive(Debug, Clone, Copy)]

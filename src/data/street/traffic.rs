@@ -4,6 +4,7 @@ use super::layout::{Scene, chance, pick};
 use super::material::Signal;
 use super::model::Pose;
 use crate::base::Rng;
+use std::f32::consts::{FRAC_PI_2, PI, TAU};
 
 /// Share of trucks among what is parked.
 const PARKED_TRUCKS: f32 = 0.035;
@@ -64,7 +65,7 @@ impl Scene {
             // Those for the others show their backs.
             let l = self.street.kerb_at(-keep) - keep * 0.6;
             self.claim(l, end + 1.0, 0.4, 0.8);
-            let pose = self.raised(l, end + 1.0).turned(std::f32::consts::PI);
+            let pose = self.raised(l, end + 1.0).turned(PI);
             self.traffic_light(rng, &pose, 0.0, state);
             let far = self.street.kerb_at(keep) + keep * 0.6;
             if self.claim(far, end + 0.9, 0.4, 0.8) {
@@ -110,7 +111,7 @@ impl Scene {
         let mut l = self.street.lane_middle(number, with) + rng.uniform_in(-0.25, 0.25);
         if user == User::Cyclist {
             let side = if with { self.street.keep } else { -self.street.keep };
-            l = self.street.kerb_at(side) - side * (self.street.parking[super::street::index(side)] + 0.7);
+            l = self.street.kerb_at(side) - side * (self.street.parking[super::ground::index(side)] + 0.7);
         }
         let half = user.half_length();
         let s = s + half;
@@ -120,7 +121,7 @@ impl Scene {
             return false;
         }
         let heading = self.street.pose(l, s);
-        let along = if with { heading } else { heading.turned(std::f32::consts::PI) };
+        let along = if with { heading } else { heading.turned(PI) };
         let tail = along.shifted(0.0, 0.0, -0.8 * half);
         self.place_user(rng, user, &tail);
         true
@@ -151,7 +152,7 @@ impl Scene {
     /// Vehicles at rest along the kerbs.
     pub(super) fn parked(&mut self, rng: &mut Rng) {
         for side in [-1.0f32, 1.0] {
-            let width = self.street.parking[super::street::index(side)];
+            let width = self.street.parking[super::ground::index(side)];
             if width <= 0.0 {
                 continue;
             }
@@ -179,7 +180,7 @@ impl Scene {
             return room;
         }
         let pose = self.street.pose(l + rng.uniform_in(-0.1, 0.1), s);
-        let tail = if with { pose } else { pose.shifted(0.0, 0.0, room - 0.4).turned(std::f32::consts::PI) };
+        let tail = if with { pose } else { pose.shifted(0.0, 0.0, room - 0.4).turned(PI) };
         if draw < PARKED_TRUCKS {
             return self.truck(rng, &tail, false).max(room);
         }
@@ -215,11 +216,7 @@ impl Scene {
             if self.street.in_crossing(s, 0.0) || !self.claim(l, s, 0.35, 0.4) {
                 continue;
             }
-            let turn = if chance(rng, 0.75) {
-                pick(rng, &[0.0, std::f32::consts::PI]) + rng.uniform_in(-0.3, 0.3)
-            } else {
-                6.28 * rng.uniform()
-            };
+            let turn = if chance(rng, 0.75) { pick(rng, &[0.0, PI]) + rng.uniform_in(-0.3, 0.3) } else { TAU * rng.uniform() };
             let pose = self.raised(l, s).turned(turn);
             self.person(rng, &pose);
             if chance(rng, 0.3) {
@@ -248,7 +245,7 @@ impl Scene {
             let (left, right) = (self.street.kerb_at(-1.0), self.street.kerb_at(1.0));
             let (l, s) = (rng.uniform_in(left, right), rng.uniform_in(begin + 0.4, end - 0.4));
             if self.claim(l, s, 0.35, 0.35) {
-                let pose = self.street.pose(l, s).turned(pick(rng, &[-1.57, 1.57]));
+                let pose = self.street.pose(l, s).turned(pick(rng, &[-FRAC_PI_2, FRAC_PI_2]));
                 self.person(rng, &pose);
             }
         }
