@@ -224,7 +224,7 @@ impl<'a> Job<'a> {
         let Rendered { image, labels, captions, things } = Scene::new(set.seed, index).render((set.height, set.width), look);
         let (file, label) = (format!("{IMAGES}/{index:06}.png"), format!("{LABELS}/{index:06}.png"));
         let (image_path, label_path) = (self.folder.join(&file), self.folder.join(&label));
-        images::write_png(&image_path, &image, &[])?;
+        images::write_png_fast(&image_path, &image)?;
         images::write_palette_png(&label_path, (set.height, set.width), &labels.ids, &self.classes.palette, &[])?;
         let named = |(class, number): &(u8, usize)| Some((self.classes.names.get(usize::from(*class))?.clone(), *number));
         Ok(Record {
