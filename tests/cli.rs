@@ -10,5 +10,7 @@ mod happy;
 mod help;
 #[path = "cli/resume.rs"]
 mod resume;
+#[path = "cli/street.rs"]
+mod street;
 #[path = "support/cli.rs"]
 mod support;

@@ -79,7 +79,7 @@ fn camvid() -> Tree {
 fn every_shipped_description_is_sound() {
     let tree = Tree::new();
     let names = tree.search().names();
-    assert_eq!(names, ["acdc", "bdd100k", "camvid", "cityscapes", "dark-zurich", "gta", "mapillary", "synthia"]);
+    assert_eq!(names, ["acdc", "bdd100k", "camvid", "cityscapes", "dark-zurich", "gta", "mapillary", "street", "synthia"]);
     for name in names {
         let dataset = tree.named(&name, ".");
         let classes = if name == "camvid" { 11 } else { 19 };

@@ -92,7 +92,7 @@ impl ComputeArgs {
 }
 
 /// Matrix products ask the environment for the number of threads, everything else rayon's pool.
-fn set_threads(threads: usize) -> Result<()> {
+pub(super) fn set_threads(threads: usize) -> Result<()> {
     #[allow(unsafe_code)]
     // SAFETY: called at the start of a command, before the pool below is the first to start threads.
     unsafe {

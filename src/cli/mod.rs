@@ -3,6 +3,7 @@
 
 mod adapt;
 pub mod common;
+mod dataset;
 mod evaluate;
 mod generate;
 mod personalize;
@@ -35,6 +36,7 @@ enum Verb {
     Adapt(adapt::AdaptArgs),
     Evaluate(evaluate::EvaluateArgs),
     Predict(predict::PredictArgs),
+    Dataset(dataset::DatasetArgs),
 }
 
 /// Runs the `datum` program on the process's arguments.
@@ -67,6 +69,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Adapt(args) => adapt::run(args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Dataset(args) => dataset::run(args),
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const SHIPPED: &[(&str, &str)] = &[("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml"))];
 
 /// Verbs with a table of their own in recipes.
-const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt"];
+const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street"];
 
 /// Folder of numbered runs.
 pub const RUNS: &str = "runs";

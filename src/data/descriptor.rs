@@ -13,8 +13,8 @@ macro_rules! shipped {
 }
 
 /// Name and text of the descriptors in the package's `datasets` folder.
-pub(super) const SHIPPED: [(&str, &str); 8] =
-    shipped!["acdc", "bdd100k", "camvid", "cityscapes", "dark-zurich", "gta", "mapillary", "synthia"];
+pub(super) const SHIPPED: [(&str, &str); 9] =
+    shipped!["acdc", "bdd100k", "camvid", "cityscapes", "dark-zurich", "gta", "mapillary", "street", "synthia"];
 
 const KEYS: [&str; 10] =
     ["extends", "root", "images", "labels", "classes", "ignore_index", "palette", "things", "id_map", "splits"];

@@ -1,5 +1,5 @@
 //! Data sets, augmentation and loading. Read [`dataset`] first (what the pictures are), then [`transforms`] (what happens to
-//! them) and [`loader`] (how they arrive in time).
+//! them) and [`loader`] (how they arrive in time). [`street`] draws scenes of its own, [`street_set`] writes folders of them.
 
 mod check;
 pub mod dataset;
@@ -9,9 +9,12 @@ mod glob;
 pub mod loader;
 pub mod rare_class;
 pub mod resize;
+pub mod street;
+pub mod street_set;
 pub mod transforms;
 
 pub use check::{Check, check};
 pub use dataset::{Dataset, Sample, Search};
 pub use loader::{Batch, Loader};
+pub use street_set::StreetSet;
 pub use transforms::{Example, Item, Normalize, Pipeline};

@@ -171,7 +171,16 @@ fn is_coloured(values: &[u16], samples: usize) -> bool {
 /// [`Error::Io`] when the file can't be written.
 pub fn write_png(path: &Path, image: &RgbImage, text: &[(String, String)]) -> Result<()> {
     let size = (image.height, image.width);
-    write(path, size, png::ColorType::Rgb, png::BitDepth::Eight, &image.pixels, None, text)
+    write(path, size, png::ColorType::Rgb, png::BitDepth::Eight, &image.pixels, None, text, None)
+}
+
+/// [`write_png`] for many noisy pictures: a tenth of the time or less, files a few percent larger.
+///
+/// # Errors
+/// As [`write_png`].
+pub fn write_png_fast(path: &Path, image: &RgbImage) -> Result<()> {
+    let size = (image.height, image.width);
+    write(path, size, png::ColorType::Rgb, png::BitDepth::Eight, &image.pixels, None, &[], Some(png::Compression::Fast))
 }
 
 /// Writes an 8-bit gray PNG of `pixels` (H, W); `size` is (height, width).
@@ -179,7 +188,7 @@ pub fn write_png(path: &Path, image: &RgbImage, text: &[(String, String)]) -> Re
 /// # Errors
 /// As [`write_png`].
 pub fn write_gray_png(path: &Path, size: (usize, usize), pixels: &[u8], text: &[(String, String)]) -> Result<()> {
-    write(path, size, png::ColorType::Grayscale, png::BitDepth::Eight, pixels, None, text)
+    write(path, size, png::ColorType::Grayscale, png::BitDepth::Eight, pixels, None, text, None)
 }
 
 /// Writes a 16-bit gray PNG of `image`.
@@ -189,7 +198,7 @@ pub fn write_gray_png(path: &Path, size: (usize, usize), pixels: &[u8], text: &[
 pub fn write_gray16_png(path: &Path, image: &GrayImage, text: &[(String, String)]) -> Result<()> {
     let bytes: Vec<u8> = image.pixels.iter().flat_map(|value| value.to_be_bytes()).collect();
     let size = (image.height, image.width);
-    write(path, size, png::ColorType::Grayscale, png::BitDepth::Sixteen, &bytes, None, text)
+    write(path, size, png::ColorType::Grayscale, png::BitDepth::Sixteen, &bytes, None, text, None)
 }
 
 /// Writes an 8-bit palette PNG: `indices` (H, W) stay readable as numbers, viewers show `palette[index]`, black beyond it.
@@ -205,7 +214,7 @@ pub fn write_palette_png(
 ) -> Result<()> {
     let mut table = palette.concat();
     table.resize(256 * 3, 0);
-    write(path, size, png::ColorType::Indexed, png::BitDepth::Eight, indices, Some(table), text)
+    write(path, size, png::ColorType::Indexed, png::BitDepth::Eight, indices, Some(table), text, None)
 }
 
 fn write(
@@ -216,12 +225,16 @@ fn write(
     bytes: &[u8],
     palette: Option<Vec<u8>>,
     text: &[(String, String)],
+    compression: Option<png::Compression>,
 ) -> Result<()> {
     let encode = || -> std::result::Result<Vec<u8>, png::EncodingError> {
         let mut file = Vec::new();
         let mut encoder = png::Encoder::new(&mut file, width as u32, height as u32);
         encoder.set_color(color);
         encoder.set_depth(depth);
+        if let Some(compression) = compression {
+            encoder.set_compression(compression);
+        }
         if let Some(table) = palette {
             encoder.set_palette(table);
         }
