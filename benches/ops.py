@@ -71,6 +71,8 @@ for name, channels, size, kernel, dilation, stride in [
 ]:
     conv(name, (1, channels, size, size), (channels, 1, kernel, kernel), stride, kernel // 2 * dilation, dilation, channels)
 row("linear 4096x320->2560", [(4096, 320), (2560, 320), (2560,)], F.linear)
+row("linear 77x768->3072", [(77, 768), (3072, 768), (3072,)], F.linear)
+row("linear 77x768->768", [(77, 768), (768, 768), (768,)], F.linear)
 attention("attention 4096 tok 8x40", 8, 4096, 4096, 40)
 attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)
 attention("attention 4096x77 8x40", 8, 4096, 77, 40)

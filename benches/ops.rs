@@ -80,6 +80,8 @@ fn main() -> Result<()> {
     let bench = Bench { filter };
     convolutions(&bench)?;
     bench.row("linear 4096x320->2560", &[&[4096, 320], &[2560, 320], &[2560]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
+    bench.row("linear 77x768->3072", &[&[77, 768], &[3072, 768], &[3072]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
+    bench.row("linear 77x768->768", &[&[77, 768], &[768, 768], &[768]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
     bench.attention("attention 4096 tok 8x40", 8, 4096, 4096, 40)?;
     bench.attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)?;
     bench.attention("attention 4096x77 8x40", 8, 4096, 77, 40)?;

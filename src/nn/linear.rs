@@ -17,6 +17,9 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResu
     }
 }
 
+/// Up to that many rows the inputs are the smaller factor of [`linear`].
+const FEW_ROWS: usize = 128;
+
 /// The operation behind [`linear`], with two or three arguments.
 struct Product;
 
@@ -29,13 +32,30 @@ impl Product {
             _ => bail!("linear: inputs {shape:?}, weight {:?}, bias {:?}", weight.1.dims(), bias.map(<[f32]>::len)),
         }
         let rows = xs.0.len() / in_features.max(1);
-        let mut out = match bias {
-            Some(bias) => cpu::fill_chunks(rows * out_features, out_features, |_, row| row.copy_from_slice(bias)),
-            None => vec![0.0; rows * out_features],
-        };
         let (a, b) = (Matrix::rows(xs.0, in_features), Matrix::rows(weight.0, in_features).t());
-        cpu::gemm((rows, out_features, in_features), a, b, &mut out, out_features, bias.is_some(), 1.0, Threads::All);
+        let out = if (2..=FEW_ROWS).contains(&rows) {
+            Self::few_rows((rows, out_features, in_features), a, b, bias)
+        } else {
+            let mut out = match bias {
+                Some(bias) => cpu::fill_chunks(rows * out_features, out_features, |_, row| row.copy_from_slice(bias)),
+                None => vec![0.0; rows * out_features],
+            };
+            cpu::gemm((rows, out_features, in_features), a, b, &mut out, out_features, bias.is_some(), 1.0, Threads::All);
+            out
+        };
         Ok((CpuStorage::F32(out), shape.into()))
+    }
+
+    /// The product turned around, `bᵀ·aᵀ`: the larger factor, here the weight, is then read as it lies in memory, while the
+    /// other way round it would be copied into another order first.
+    fn few_rows((rows, width, depth): (usize, usize, usize), a: Matrix, b: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+        let mut turned = vec![0.0; rows * width];
+        cpu::gemm((width, rows, depth), b.t(), a.t(), &mut turned, rows, false, 1.0, Threads::All);
+        cpu::fill_chunks(rows * width, width, |row, out| {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = turned[i * rows + row] + bias.map_or(0.0, |bias| bias[i]);
+            }
+        })
     }
 
     /// Gradients of inputs and weight, each only when it is wanted.
