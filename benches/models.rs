@@ -29,6 +29,9 @@ fn time(mut call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
     Ok((times[0], times[times.len() / 2]))
 }
 
+/// Makes a scalar of an output.
+type Loss<'a> = dyn Fn(&Tensor) -> candle_core::Result<Tensor> + 'a;
+
 struct Bench {
     filter: String,
 }
@@ -40,7 +43,7 @@ impl Bench {
         name: &str,
         build: impl Fn(&Builder) -> Result<M>,
         run: impl Fn(&M, &Pass) -> candle_core::Result<Tensor>,
-        loss: Option<&dyn Fn(&Tensor) -> candle_core::Result<Tensor>>,
+        loss: Option<&Loss>,
     ) -> Result<()> {
         if !name.contains(&self.filter) {
             return Ok(());
@@ -74,7 +77,7 @@ impl Bench {
         let context = normal(&[1, tokens, config.cross_attention_dim])?;
         let time = Tensor::new(&[500f32], &Device::Cpu)?;
         let loss = |out: &Tensor| nn::mse(out, &latents);
-        let loss: Option<&dyn Fn(&Tensor) -> candle_core::Result<Tensor>> = if trains { Some(&loss) } else { None };
+        let loss: Option<&Loss> = if trains { Some(&loss) } else { None };
         self.row(name, |b| UNet::new(config, b), |unet, _| unet.forward(&latents, &time, &context), loss)
     }
 }

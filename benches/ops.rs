@@ -3,7 +3,7 @@
 //! `cargo bench --bench ops [-- FILTER]` prints one line per operation: name, then minimum and median of the forward
 //! pass, then of both passes, in ms, separated by tabs. `benches/compare.sh` sets them beside PyTorch's.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use datum::base::Rng;
 use datum::nn::{self, Builder, ConvSpec, Pass};
 use std::time::{Duration, Instant};
@@ -25,23 +25,6 @@ fn time(mut call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
     Ok((times[0], times[times.len() / 2]))
 }
 
-/// Ends a graph with a given gradient, as `out.backward(gradient)` does in PyTorch.
-struct Root(Tensor);
-
-impl CustomOp1 for Root {
-    fn name(&self) -> &'static str {
-        "root"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.0.clone()))
-    }
-}
-
 struct Bench {
     filter: String,
 }
@@ -59,7 +42,7 @@ impl Bench {
         let vars = arguments.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
         let tracked: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
         let gradient = op(&arguments)?.ones_like()?;
-        let both = time(|| op(&tracked)?.apply_op1(Root(gradient.clone()))?.backward().map(drop))?;
+        let both = time(|| nn::backward_from(&op(&tracked)?, &gradient).map(drop))?;
         println!("{name}\t{:.3}\t{:.3}\t{:.3}\t{:.3}", forward.0, forward.1, both.0, both.1);
         Ok(())
     }

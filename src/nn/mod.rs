@@ -28,5 +28,5 @@ pub use norm::{BatchNorm2d, GroupNorm, LayerNorm};
 pub use params::{Builder, Kind, Param, ParamStore, Report};
 pub use pass::Pass;
 pub use pool::max_pool2d;
-pub use recompute::Recompute;
+pub use recompute::{Recompute, backward_from};
 pub use resize::{resize_bilinear, resize_nearest};

@@ -103,7 +103,7 @@ where
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let inputs = [input(a)?, input(b)?, input(c)?];
         let out = (self.forward)(&inputs[0], &inputs[1], &inputs[2])?;
-        let mut store = out.apply_op1(Root(gradient.detach()))?.backward()?;
+        let mut store = backward_from(&out, gradient)?;
         let [a, b, c] = inputs.map(|input| if input.is_variable() { store.remove(&input) } else { None });
         self.recompute.keep(&mut store)?;
         Ok((a, b, c))
@@ -113,6 +113,11 @@ where
 /// An argument for the second pass: with a gradient of its own where one is wanted.
 fn input(xs: &Tensor) -> Result<Tensor> {
     if xs.track_op() { Ok(Var::from_tensor(&xs.detach())?.into_inner()) } else { Ok(xs.detach()) }
+}
+
+/// Backward from `out` with `gradient` (of its shape) as where the gradients start: `out.backward(gradient)` of PyTorch.
+pub fn backward_from(out: &Tensor, gradient: &Tensor) -> Result<GradStore> {
+    out.apply_op1(Root(gradient.detach()))?.backward()
 }
 
 /// Ends a graph with a given gradient.

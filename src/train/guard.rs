@@ -99,7 +99,8 @@ fn complain(problems: &[(&str, Vec<String>)]) -> Result<()> {
     }
     Err(Error::environment(
         format!("some trainable parameters are not trained; {}", lines.join("; ")),
-        "report this as a defect: part of the network is cut off from the loss",
+        "take larger crops if they are tiny (batch norm over two values has no gradient); else report this as a defect: part \
+         of the network is cut off from the loss",
     ))
 }
 

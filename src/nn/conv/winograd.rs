@@ -35,7 +35,7 @@ fn applies(sizes: &Sizes) -> bool {
     plain && (sizes.kernel_height, sizes.kernel_width) == (3, 3)
 }
 
-/// Planes of one size with their padding.
+/// Planes of one size.
 #[derive(Clone, Copy)]
 struct Planes {
     channels: usize,
