@@ -171,8 +171,38 @@ impl Default for RareClassConfig {
 #[derive(Debug, Clone)]
 pub struct RareClassSampling {
     config: RareClassConfig,
-    /// (train id, probability, files with enough pixels), rarest class first.
-    classes: Vec<(u8, f64, Vec<usize>)>,
+    /// Rarest class first.
+    classes: Vec<Candidates>,
+}
+
+/// The images that are drawn for one class.
+#[derive(Debug, Clone)]
+struct Candidates {
+    class: u8,
+    probability: f64,
+    files: Vec<usize>,
+    /// What makes them candidates: the configured number, or less where no image shows that much.
+    min_pixels: MinPixels,
+}
+
+impl Candidates {
+    /// Images with more than `wanted` pixels of the class; if there is none, those with more than half of the largest number.
+    fn new(statistics: &ClassStatistics, class: u8, probability: f64, wanted: MinPixels) -> Self {
+        let files_above = |min_pixels: MinPixels| -> Vec<usize> {
+            let enough = |file: &FileStatistics| {
+                let area = file.pixels.values().sum();
+                file.pixels.get(&class).is_some_and(|&count| count as f64 > min_pixels.of(area))
+            };
+            (0..statistics.files.len()).filter(|&i| enough(&statistics.files[i])).collect()
+        };
+        let files = files_above(wanted);
+        if !files.is_empty() {
+            return Self { class, probability, files, min_pixels: wanted };
+        }
+        let largest = statistics.files.iter().filter_map(|file| file.pixels.get(&class)).max();
+        let min_pixels = MinPixels::Count(largest.copied().unwrap_or(0) / 2);
+        Self { class, probability, files: files_above(min_pixels), min_pixels }
+    }
 }
 
 /// What [`RareClassSampling::draw`] drew.
@@ -188,7 +218,7 @@ impl RareClassSampling {
     /// P(c) ∝ exp((1 − f_c)/temperature), f_c the share of the class in all labelled pixels.
     ///
     /// # Errors
-    /// A temperature that is not above 0, no labelled pixel at all, or a class that no image shows enough of.
+    /// A temperature that is not above 0, or no labelled pixel at all.
     pub fn new(statistics: &ClassStatistics, config: RareClassConfig) -> Result<Self> {
         if config.temperature.is_nan() || config.temperature <= 0.0 {
             return Err(Error::Usage(format!("the temperature must be above 0, found {}", config.temperature)));
@@ -197,24 +227,18 @@ impl RareClassSampling {
         if probabilities.is_empty() {
             return Err(Error::Usage("rare class sampling needs label files with at least one labelled pixel".into()));
         }
-        let enough = |file: &FileStatistics, class: u8| {
-            let area = file.pixels.values().sum();
-            file.pixels.get(&class).is_some_and(|&count| count as f64 > config.min_pixels.of(area))
-        };
-        let files_with = |class: u8| {
-            let files: Vec<usize> = (0..statistics.files.len()).filter(|&i| enough(&statistics.files[i], class)).collect();
-            let wanted = config.min_pixels;
-            (!files.is_empty()).then_some(files).ok_or_else(|| {
-                Error::Usage(format!("no label file has more than {wanted:?} pixels of class {class}; lower `min_pixels`"))
-            })
-        };
-        let classes = probabilities.into_iter().map(|(class, p)| Ok((class, p, files_with(class)?))).collect::<Result<_>>()?;
-        Ok(Self { config, classes })
+        let candidates = |(class, p)| Candidates::new(statistics, class, p, config.min_pixels);
+        Ok(Self { config, classes: probabilities.into_iter().map(candidates).collect() })
     }
 
     /// Train ids with their probabilities, rarest first.
     pub fn probabilities(&self) -> impl Iterator<Item = (u8, f64)> {
-        self.classes.iter().map(|(class, probability, _)| (*class, *probability))
+        self.classes.iter().map(|c| (c.class, c.probability))
+    }
+
+    /// Train ids that no image shows enough of, so that those that show most of them are drawn.
+    pub fn scarce(&self) -> impl Iterator<Item = u8> {
+        self.classes.iter().filter(|c| c.min_pixels != self.config.min_pixels).map(|c| c.class)
     }
 
     /// Draws a class and one of its files.
@@ -223,25 +247,26 @@ impl RareClassSampling {
     /// A uniform for the class, an integer for the file.
     pub fn draw(&self, rng: &mut Rng) -> RareClassDraw {
         let mut left = f64::from(rng.uniform());
-        let drawn = self.classes.iter().position(|(_, probability, _)| {
-            left -= probability;
+        let drawn = self.classes.iter().position(|candidates| {
+            left -= candidates.probability;
             left < 0.0
         });
         // Rounding may leave a rest behind the last class; the likeliest one takes it.
-        let (class, _, files) = &self.classes[drawn.unwrap_or(0)];
+        let Candidates { class, files, .. } = &self.classes[drawn.unwrap_or(0)];
         RareClassDraw { class: *class, file: files[rng.below(files.len())] }
     }
 
     /// Crops the drawn image until the crop shows enough of the class: `crop` makes one (its argument counts from 0),
     /// `labels` gives a crop's train ids. The last of `max_crops` is taken as it is.
     pub fn crop<T>(&self, class: u8, mut crop: impl FnMut(usize) -> Result<T>, labels: impl Fn(&T) -> &[u8]) -> Result<T> {
+        let min_pixels = self.classes.iter().find(|c| c.class == class).map_or(self.config.min_pixels, |c| c.min_pixels);
         let mut attempt = 0;
         loop {
             let candidate = crop(attempt)?;
             attempt += 1;
             let ids = labels(&candidate);
             let shown = ids.iter().filter(|&&id| id == class).count();
-            let wanted = self.config.min_pixels.of(ids.len() as u64) * self.config.min_crop_ratio;
+            let wanted = min_pixels.of(ids.len() as u64) * self.config.min_crop_ratio;
             if shown as f64 > wanted || attempt >= self.config.max_crops {
                 return Ok(candidate);
             }
@@ -320,9 +345,18 @@ mod tests {
     }
 
     #[test]
-    fn a_class_nobody_shows_enough_of_is_named() {
-        let message = RareClassSampling::new(&example(), RareClassConfig::default()).unwrap_err().to_string();
-        assert!(message.contains("class 18") && message.contains("min_pixels"), "{message}");
+    fn of_a_class_nobody_shows_enough_of_the_best_images_are_drawn() {
+        let files = [&[(7, 40), (0, 5000)][..], &[(7, 900), (0, 5000)], &[(7, 700), (0, 5000)]];
+        let sampling = RareClassSampling::new(&statistics(&files), RareClassConfig::default()).unwrap();
+        assert_eq!(sampling.scarce().collect::<Vec<_>>(), [7]);
+        for i in 0..50 {
+            let drawn = sampling.draw(&mut Rng::stream(1, "scarce", &[i]));
+            assert!(drawn.class != 7 || drawn.file > 0, "{drawn:?}");
+        }
+        // Crops are tried until one shows more than 450 · 0.5.
+        let crop = |attempt: usize| Ok(vec![7u8; 100 * attempt]);
+        assert_eq!(sampling.crop(7, crop, |ids| ids).unwrap().len(), 300);
+
         let relative = RareClassConfig { min_pixels: MinPixels::Share(0.005), ..Default::default() };
         assert!(RareClassSampling::new(&example(), relative).is_ok());
         assert!(RareClassSampling::new(&ClassStatistics::default(), relative).is_err());

@@ -138,7 +138,17 @@ fn rare_classes(config: &AdaptConfig, source: &Pictures, progress: &dyn Progress
         min_pixels: MinPixels::Count(config.rare_class_min_pixels),
         ..RareClassConfig::default()
     };
-    RareClassSampling::new(&ClassStatistics { files }, settings).map(Some)
+    let sampling = RareClassSampling::new(&ClassStatistics { files }, settings)?;
+    let scarce: Vec<&str> =
+        sampling.scarce().filter_map(|id| source.dataset.classes.names.get(usize::from(id))).map(|name| name.as_str()).collect();
+    if !scarce.is_empty() {
+        progress.say(&format!(
+            "no label map shows more than rare_class_min_pixels ({}) pixels of {}: those that show most are drawn for it",
+            config.rare_class_min_pixels,
+            scarce.join(", ")
+        ));
+    }
+    Ok(Some(sampling))
 }
 
 /// The normalisation of an encoder for the image pipeline.
