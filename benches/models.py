@@ -4,28 +4,16 @@ Segmenters come from tests/golden/seg.py, the networks of Stable Diffusion from 
 """
 import os
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
+from timing import timed
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../tests/golden"))
 torch.set_num_threads(2)
 torch.manual_seed(0)
 wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-
-
-def timed(call):
-    """Minimum and median in ms, after one warm-up call; calls repeat for 1.5 s, at least twice and at most 30 times."""
-    call()
-    start, times = time.perf_counter(), []
-    while len(times) < 2 or (time.perf_counter() - start < 1.5 and len(times) < 30):
-        begin = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - begin) * 1e3)
-    times.sort()
-    return times[0], times[len(times) // 2]
 
 
 def row(name, build, run, loss=None):
@@ -38,7 +26,7 @@ def row(name, build, run, loss=None):
             run(model)
 
     model.eval()
-    times = timed(forward)
+    times = timed(forward, 1.5, 2)
     step_times = (float("nan"),) * 2
     if loss:
         model.train()
@@ -49,7 +37,7 @@ def row(name, build, run, loss=None):
             loss(run(model)).backward()
             optimizer.step()
 
-        step_times = timed(step)
+        step_times = timed(step, 1.5, 2)
     print(name, *(f"{t:.1f}" for t in (*times, *step_times)), sep="\t", flush=True)
 
 

@@ -3,6 +3,8 @@
 //! `cargo bench --bench models [-- FILTER]` prints one line per network: name, then minimum and median of the forward pass,
 //! then of the step, in ms, separated by tabs. `benches/compare.sh` sets them beside PyTorch's.
 
+mod timing;
+
 use candle_core::{Device, Tensor};
 use datum::base::{Result, Rng};
 use datum::models::segmenter::{EncoderDecoder, Segmenter, SegmenterConfig};
@@ -10,23 +12,11 @@ use datum::models::stable_diffusion::{TextConfig, TextEncoder, UNet, UNetConfig,
 use datum::nn::{self, Builder, ParamStore, Pass};
 use datum::train::Gradients;
 use datum::train::optim::{AdamW, AdamWConfig, Group};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Calls are repeated for this long, at least twice and at most 30 times.
-const TIME: Duration = Duration::from_millis(1500);
-
-/// Minimum and median in ms, after one warm-up call.
-fn time(mut call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
-    call()?;
-    let start = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < 2 || (start.elapsed() < TIME && times.len() < 30) {
-        let start = Instant::now();
-        call()?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok((times[0], times[times.len() / 2]))
+/// See [`timing::time`].
+fn time(call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
+    timing::time(Duration::from_millis(1500), 2, call)
 }
 
 /// Makes a scalar of an output.

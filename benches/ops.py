@@ -1,24 +1,12 @@
 """PyTorch's times for the rows of benches/ops.rs: same names, shapes, columns. Two threads. python benches/ops.py [FILTER]"""
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
+from timing import timed
 
 torch.set_num_threads(2)
 wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-
-
-def timed(call):
-    """Minimum and median in ms, after one warm-up call; calls repeat for 0.4 s, at least 3 and at most 30 times."""
-    call()
-    start, times = time.perf_counter(), []
-    while len(times) < 3 or (time.perf_counter() - start < 0.4 and len(times) < 30):
-        begin = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - begin) * 1e3)
-    times.sort()
-    return times[0], times[len(times) // 2]
 
 
 def row(name, shapes, op):
@@ -26,7 +14,7 @@ def row(name, shapes, op):
         return
     arguments = [torch.randn(*shape) * 0.5 for shape in shapes]
     with torch.no_grad():
-        forward = timed(lambda: op(*arguments))
+        forward = timed(lambda: op(*arguments), 0.4, 3)
         gradient = torch.ones_like(op(*arguments))
     arguments = [a.requires_grad_() for a in arguments]
 
@@ -35,7 +23,7 @@ def row(name, shapes, op):
             a.grad = None
         op(*arguments).backward(gradient)
 
-    print(name, *(f"{t:.3f}" for t in (*forward, *timed(both))), sep="\t", flush=True)
+    print(name, *(f"{t:.3f}" for t in (*forward, *timed(both, 0.4, 3))), sep="\t", flush=True)
 
 
 def conv(name, xs, weight, stride=1, padding=0, dilation=1, groups=1):

@@ -3,26 +3,16 @@
 //! `cargo bench --bench ops [-- FILTER]` prints one line per operation: name, then minimum and median of the forward
 //! pass, then of both passes, in ms, separated by tabs. `benches/compare.sh` sets them beside PyTorch's.
 
+mod timing;
+
 use candle_core::{Device, Result, Tensor, Var};
 use datum::base::Rng;
 use datum::nn::{self, Builder, ConvSpec, Pass};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Calls are repeated for this long, at least 3 and at most 30 times.
-const TIME: Duration = Duration::from_millis(400);
-
-/// Minimum and median in ms, after one warm-up call.
-fn time(mut call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
-    call()?;
-    let start = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < 3 || (start.elapsed() < TIME && times.len() < 30) {
-        let start = Instant::now();
-        call()?;
-        times.push(start.elapsed().as_secs_f64() * 1e3);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok((times[0], times[times.len() / 2]))
+/// See [`timing::time`].
+fn time(call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
+    timing::time(Duration::from_millis(400), 3, call)
 }
 
 struct Bench {

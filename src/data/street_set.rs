@@ -17,14 +17,13 @@ use super::descriptor::Descriptor;
 use super::street::{Look, Rendered, Scene};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
+use crate::io::manifest::{self, Manifest, Record, json_lines};
 use crate::io::{atomic, hash, images};
 use crate::labels::Classes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Folder of the pictures, of the label maps, and the list of what is finished.
@@ -79,7 +78,7 @@ pub struct Written {
 
 /// One line of the manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Record {
+struct Rendering {
     index: u64,
     file: String,
     label: String,
@@ -95,6 +94,16 @@ struct Record {
     things: BTreeMap<String, usize>,
 }
 
+impl Record for Rendering {
+    fn index(&self) -> u64 {
+        self.index
+    }
+
+    fn files(&self) -> Vec<(&str, &str)> {
+        vec![(&self.file, &self.blake3), (&self.label, &self.label_blake3)]
+    }
+}
+
 impl StreetSet {
     /// Checks all settings, also against what is in `folder`; changes nothing.
     ///
@@ -102,8 +111,26 @@ impl StreetSet {
     /// [`Error::Usage`] for numbers out of range, unknown looks, and a folder with scenes of other settings.
     pub fn check(&self, folder: Option<&Path>) -> Result<()> {
         self.check_numbers()?;
-        self.looks()?;
-        folder.map_or(Ok(()), |folder| Job::new(self, folder).map(|_| ()))
+        let looks = self.looks()?;
+        let Some(folder) = folder.filter(|folder| Self::is_begun(folder)) else { return Ok(()) };
+        let (records, _) = manifest::read::<Rendering>(&folder.join(MANIFEST))?;
+        let fits = |record: &&Rendering| {
+            (record.seed, record.width, record.height) == (self.seed, self.width, self.height)
+                && record.look == look_of(&looks, record.index).name()
+        };
+        match records.iter().find(|record| !fits(record)) {
+            None => Ok(()),
+            Some(other) => Err(Error::Usage(format!(
+                "{} holds scenes of other settings: seed {}, {}x{}, scene {} by the look `{}`\n  next: choose another `--output`, \
+                 or give the same settings to add scenes",
+                folder.display(),
+                other.seed,
+                other.width,
+                other.height,
+                other.index,
+                other.look
+            ))),
+        }
     }
 
     /// True if a rendering was begun in `folder`.
@@ -117,10 +144,10 @@ impl StreetSet {
     /// Those of [`Self::check`]; [`Error::Io`] when the folder cannot be written; [`Error::Interrupted`] after Ctrl-C, with all
     /// finished scenes kept.
     pub fn write(&self, folder: &Path, progress: &dyn Progress) -> Result<Written> {
-        let mut job = Job::new(self, folder)?;
-        // From here on the folder counts as ours, and a torn last line is gone.
-        job.write_manifest()?;
-        let missing = job.missing();
+        self.check(Some(folder))?;
+        let job = Job::new(self, folder)?;
+        let mut manifest = Manifest::<Rendering>::open(&folder.join(MANIFEST))?;
+        let missing: Vec<u64> = (0..self.count).into_par_iter().filter(|&index| manifest.intact(index).is_none()).collect();
         let kept = self.count - missing.len() as u64;
         if kept > 0 {
             progress.say(&format!("{kept} of {} scenes are there already", self.count));
@@ -131,13 +158,13 @@ impl StreetSet {
             if interrupt::requested() {
                 break;
             }
-            let records = batch.par_iter().map(|&index| job.make(index)).collect::<Result<Vec<_>>>()?;
-            job.append(records)?;
+            manifest.append_all(batch.par_iter().map(|&index| job.make(index)).collect::<Result<Vec<_>>>()?)?;
             made += batch.len() as u64;
             progress.step(kept + made, "");
         }
         progress.end();
-        job.lists()?;
+        manifest.sort()?;
+        job.lists(manifest.records())?;
         if made < missing.len() as u64 {
             return Err(Error::Interrupted { resume: "run the same command again; finished scenes are kept".into() });
         }
@@ -167,67 +194,35 @@ impl StreetSet {
     }
 }
 
+fn look_of(looks: &[Look], index: u64) -> Look {
+    looks[(index % looks.len() as u64) as usize]
+}
+
 struct Job<'a> {
     set: &'a StreetSet,
     folder: &'a Path,
     looks: Vec<Look>,
     classes: Classes,
-    records: BTreeMap<u64, Record>,
 }
 
 impl<'a> Job<'a> {
     fn new(set: &'a StreetSet, folder: &'a Path) -> Result<Self> {
-        set.check_numbers()?;
-        let looks = set.looks()?;
         let nowhere = Search { folders: Vec::new() };
         let classes = Descriptor::named("street", &nowhere)?.unwrap_or_default().classes()?;
-        let job = Self { set, folder, looks, classes, records: read(&folder.join(MANIFEST))? };
-        match job.records.values().find(|record| !job.fits(record)) {
-            None => Ok(job),
-            Some(other) => Err(Error::Usage(format!(
-                "{} holds scenes of other settings: seed {}, {}x{}, scene {} by the look `{}`\n  next: choose another `--output`, \
-                 or give the same settings to add scenes",
-                folder.display(),
-                other.seed,
-                other.width,
-                other.height,
-                other.index,
-                other.look
-            ))),
-        }
-    }
-
-    fn look(&self, index: u64) -> Look {
-        self.looks[(index % self.looks.len() as u64) as usize]
-    }
-
-    fn fits(&self, record: &Record) -> bool {
-        let set = self.set;
-        (record.seed, record.width, record.height) == (set.seed, set.width, set.height)
-            && record.look == self.look(record.index).name()
-    }
-
-    /// Scenes without files, or with files that were changed.
-    fn missing(&self) -> Vec<u64> {
-        let same = |file: &str, digest: &str| hash::file(&self.folder.join(file)).is_ok_and(|found| found == digest);
-        let there = |index: &u64| {
-            let record = self.records.get(index);
-            record.is_some_and(|r| same(&r.file, &r.blake3) && same(&r.label, &r.label_blake3))
-        };
-        (0..self.set.count).into_par_iter().filter(|index| !there(index)).collect()
+        Ok(Self { set, folder, looks: set.looks()?, classes })
     }
 
     /// Renders one scene and writes its files.
-    fn make(&self, index: u64) -> Result<Record> {
+    fn make(&self, index: u64) -> Result<Rendering> {
         let set = self.set;
-        let look = self.look(index);
+        let look = look_of(&self.looks, index);
         let Rendered { image, labels, captions, things } = Scene::new(set.seed, index).render((set.height, set.width), look);
         let (file, label) = (format!("{IMAGES}/{index:06}.png"), format!("{LABELS}/{index:06}.png"));
         let (image_path, label_path) = (self.folder.join(&file), self.folder.join(&label));
         images::write_png_fast(&image_path, &image)?;
         images::write_palette_png(&label_path, (set.height, set.width), &labels.ids, &self.classes.palette, &[])?;
         let named = |(class, number): &(u8, usize)| Some((self.classes.names.get(usize::from(*class))?.clone(), *number));
-        Ok(Record {
+        Ok(Rendering {
             index,
             file,
             label,
@@ -242,33 +237,15 @@ impl<'a> Job<'a> {
         })
     }
 
-    fn append(&mut self, records: Vec<Record>) -> Result<()> {
-        let path = self.folder.join(MANIFEST);
-        let failed = |e| Error::io(&path, e);
-        let lines = json_lines(&records).map_err(failed)?;
-        let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
-        file.write_all(&lines).and_then(|()| file.sync_data()).map_err(failed)?;
-        self.records.extend(records.into_iter().map(|record| (record.index, record)));
-        Ok(())
-    }
-
-    /// Writes the manifest in order, without lines that later ones replaced.
-    fn write_manifest(&self) -> Result<()> {
-        let path = self.folder.join(MANIFEST);
-        let records: Vec<&Record> = self.records.values().collect();
-        atomic::write(&path, &json_lines(&records).map_err(|e| Error::io(&path, e))?)
-    }
-
-    /// Writes the manifest, the captions and the splits.
-    fn lists(&self) -> Result<()> {
-        self.write_manifest()?;
+    /// Writes the captions and the splits.
+    fn lists(&self, records: &[Rendering]) -> Result<()> {
         let write = |name: &str, bytes: &[u8]| atomic::write(&self.folder.join(name), bytes);
-        let caption = |r: &Record| json!({ "file_name": format!("{:06}.png", r.index), "text": r.captions });
-        let captions: Vec<_> = self.records.values().map(caption).collect();
+        let caption = |r: &Rendering| json!({ "file_name": format!("{:06}.png", r.index), "text": r.captions });
+        let captions: Vec<_> = records.iter().map(caption).collect();
         write(CAPTIONS, &json_lines(&captions).map_err(|e| Error::io(self.folder.join(CAPTIONS), e))?)?;
         let rounds = |index: u64| index / self.looks.len() as u64;
         let split = |validation: bool| -> String {
-            let mine = self.records.values().filter(|r| (rounds(r.index) % 10 == 9) == validation);
+            let mine = records.iter().filter(|r| (rounds(r.index) % 10 == 9) == validation);
             mine.map(|r| format!("{:06}\n", r.index)).collect()
         };
         write("train.txt", split(false).as_bytes())?;
@@ -278,31 +255,4 @@ impl<'a> Job<'a> {
             list => write("val.txt", list.as_bytes()),
         }
     }
-}
-
-fn json_lines<T: Serialize>(values: &[T]) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    for value in values {
-        serde_json::to_writer(&mut bytes, value)?;
-        bytes.push(b'\n');
-    }
-    Ok(bytes)
-}
-
-/// The records of a manifest, if there is one; a last line that a killed run left half-written does not count.
-fn read(path: &Path) -> Result<BTreeMap<u64, Record>> {
-    if !path.exists() {
-        return Ok(BTreeMap::new());
-    }
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let mut records = BTreeMap::new();
-    for (number, line) in text[..whole].split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
-        let record: Record = serde_json::from_slice(line).map_err(|e| {
-            let next = "remove that line; its scene is then rendered again";
-            Error::data(path, "one scene a line", format!("line {}: {e}", number + 1), next)
-        })?;
-        records.insert(record.index, record);
-    }
-    Ok(records)
 }

@@ -1,8 +1,10 @@
-//! The manifest of a generated data set: one JSON record a line, appended after each image is safely on disk.
+//! The manifest of a data set in the making: one JSON record a line, appended when the files of an item are safely on disk.
 
 use super::hash;
 use crate::base::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -36,7 +38,16 @@ pub struct GenerationFacts {
     pub start: String,
 }
 
-/// One line of the manifest.
+/// One line of a manifest: an item of the set and its files.
+pub trait Record: Serialize + DeserializeOwned {
+    /// Number of the item within its set.
+    fn index(&self) -> u64;
+
+    /// Its files, relative to the manifest's folder, each with the BLAKE3 hash of its content in hex.
+    fn files(&self) -> Vec<(&str, &str)>;
+}
+
+/// The record of a generated image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// File name, relative to the manifest's folder.
@@ -48,16 +59,28 @@ pub struct ImageRecord {
     pub facts: GenerationFacts,
 }
 
+impl Record for ImageRecord {
+    fn index(&self) -> u64 {
+        self.facts.index
+    }
+
+    fn files(&self) -> Vec<(&str, &str)> {
+        vec![(&self.file, &self.blake3)]
+    }
+}
+
 /// A manifest open for appending. One process at a time: give every shard a manifest of its own.
 #[derive(Debug)]
-pub struct Manifest {
+pub struct Manifest<R = ImageRecord> {
     path: PathBuf,
     file: File,
-    records: Vec<ImageRecord>,
+    records: Vec<R>,
+    /// Where in `records` the newest one of an item is.
+    newest: HashMap<u64, usize>,
     dropped: Option<usize>,
 }
 
-impl Manifest {
+impl<R: Record> Manifest<R> {
     /// Opens or begins the manifest at `path`. A last line that a killed run left half-written is cut off; see
     /// [`Self::dropped_bytes`].
     ///
@@ -77,7 +100,8 @@ impl Manifest {
             file.set_len(whole as u64).map_err(failed)?;
             file.seek(SeekFrom::End(0)).map_err(failed)?;
         }
-        Ok(Self { path: path.into(), file, records, dropped: (dropped > 0).then_some(dropped) })
+        let newest = newest(&records);
+        Ok(Self { path: path.into(), file, records, newest, dropped: (dropped > 0).then_some(dropped) })
     }
 
     /// Length of the half-written line that [`Self::open`] cut off, for a message to the user.
@@ -86,33 +110,51 @@ impl Manifest {
     }
 
     /// All records in the order of writing.
-    pub fn records(&self) -> &[ImageRecord] {
+    pub fn records(&self) -> &[R] {
         &self.records
     }
 
-    /// The newest record of image `index`, when its file is still there with the same content.
-    pub fn intact(&self, index: u64) -> Option<&ImageRecord> {
-        let record = self.records.iter().rev().find(|record| record.facts.index == index)?;
-        let file = self.path.parent().unwrap_or(Path::new(".")).join(&record.file);
-        (hash::file(&file).ok()? == record.blake3).then_some(record)
+    /// The newest record of item `index`, when its files are still there with the same content.
+    pub fn intact(&self, index: u64) -> Option<&R> {
+        let record = &self.records[*self.newest.get(&index)?];
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let same = |(file, digest): (&str, &str)| hash::file(&folder.join(file)).is_ok_and(|found| found == digest);
+        record.files().into_iter().all(same).then_some(record)
     }
 
     /// Leaves out the records that `keep` refuses; the file is replaced in one piece.
     ///
     /// # Errors
     /// [`Error::Io`]; the old file is whole then.
-    pub fn retain(&mut self, keep: impl Fn(&ImageRecord) -> bool) -> Result<()> {
-        let failed = |e: std::io::Error| Error::io(&self.path, e);
+    pub fn retain(&mut self, keep: impl Fn(&R) -> bool) -> Result<()> {
         if self.records.iter().all(&keep) {
             return Ok(());
         }
         self.records.retain(keep);
-        let mut lines = Vec::new();
-        for record in &self.records {
-            serde_json::to_writer(&mut lines, record).map_err(|e| failed(e.into()))?;
-            lines.push(b'\n');
+        self.rewrite()
+    }
+
+    /// Leaves out records that newer ones of the same item replaced, and orders the others by item, so that interrupted and
+    /// uninterrupted runs end with the same bytes.
+    ///
+    /// # Errors
+    /// As [`Self::retain`].
+    pub fn sort(&mut self) -> Result<()> {
+        if self.records.is_sorted_by(|a, b| a.index() < b.index()) {
+            return Ok(());
         }
-        super::atomic::write(&self.path, &lines)?;
+        // A stable sort keeps the order of writing within an item; the last one counts.
+        self.records.sort_by_key(R::index);
+        self.records.reverse();
+        self.records.dedup_by_key(|record| record.index());
+        self.records.reverse();
+        self.rewrite()
+    }
+
+    fn rewrite(&mut self) -> Result<()> {
+        self.newest = newest(&self.records);
+        let failed = |e: std::io::Error| Error::io(&self.path, e);
+        super::atomic::write(&self.path, &json_lines(&self.records).map_err(failed)?)?;
         self.file = OpenOptions::new().append(true).open(&self.path).map_err(failed)?;
         Ok(())
     }
@@ -121,28 +163,52 @@ impl Manifest {
     ///
     /// # Errors
     /// [`Error::Io`], e.g. with a full disk.
-    pub fn append(&mut self, record: ImageRecord) -> Result<()> {
+    pub fn append(&mut self, record: R) -> Result<()> {
+        self.append_all(vec![record])
+    }
+
+    /// Like [`Self::append`] for several, which are on disk together.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn append_all(&mut self, records: Vec<R>) -> Result<()> {
         let failed = |e| Error::io(&self.path, e);
-        let mut line = serde_json::to_vec(&record).map_err(|e| failed(e.into()))?;
-        line.push(b'\n');
-        self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(failed)?;
-        self.records.push(record);
+        let lines = json_lines(&records).map_err(failed)?;
+        self.file.write_all(&lines).and_then(|()| self.file.sync_data()).map_err(failed)?;
+        for record in records {
+            self.newest.insert(record.index(), self.records.len());
+            self.records.push(record);
+        }
         Ok(())
     }
+}
+
+fn newest<R: Record>(records: &[R]) -> HashMap<u64, usize> {
+    records.iter().enumerate().map(|(at, record)| (record.index(), at)).collect()
+}
+
+/// One JSON value a line.
+pub fn json_lines<T: Serialize>(values: &[T]) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for value in values {
+        serde_json::to_writer(&mut bytes, value)?;
+        bytes.push(b'\n');
+    }
+    Ok(bytes)
 }
 
 /// The records of the manifest at `path`, and the length of a half-written last line, if there is one.
 ///
 /// # Errors
 /// A missing file, or a whole line that is not a record.
-pub fn read(path: &Path) -> Result<(Vec<ImageRecord>, Option<usize>)> {
+pub fn read<R: Record>(path: &Path) -> Result<(Vec<R>, Option<usize>)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let (records, whole) = parse(path, &bytes)?;
     Ok((records, (whole < bytes.len()).then_some(bytes.len() - whole)))
 }
 
 /// Records, and the length of the lines they fill. A line counts once its line feed is there.
-fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<ImageRecord>, usize)> {
+fn parse<R: Record>(path: &Path, bytes: &[u8]) -> Result<(Vec<R>, usize)> {
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let mut records = Vec::new();
     for (number, line) in bytes[..whole].split(|byte| *byte == b'\n').enumerate() {
@@ -150,8 +216,8 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<(Vec<ImageRecord>, usize)> {
             continue;
         }
         records.push(serde_json::from_slice(line).map_err(|e| {
-            let next = "remove that line; its image is then generated again";
-            Error::data(path, "one image record a line", format!("line {}: {e}", number + 1), next)
+            let next = "remove that line; its files are then made again";
+            Error::data(path, "one record a line", format!("line {}: {e}", number + 1), next)
         })?);
     }
     Ok((records, whole))
@@ -210,8 +276,21 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("manifest.jsonl");
         std::fs::write(&path, "\n{\"file\": 1}\n").unwrap();
-        let message = Manifest::open(&path).unwrap_err().to_string();
+        let message = Manifest::<ImageRecord>::open(&path).unwrap_err().to_string();
         assert!(message.contains("line 2"), "{message}");
+    }
+
+    #[test]
+    fn sorting_keeps_the_newest_record_of_an_item() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("manifest.jsonl");
+        let mut manifest = Manifest::open(&path).unwrap();
+        manifest.append_all([(2, "a"), (0, "b"), (2, "c"), (1, "d")].map(|(index, hash)| record(index, hash)).into()).unwrap();
+        manifest.sort().unwrap();
+        assert_eq!(manifest.records(), [record(0, "b"), record(1, "d"), record(2, "c")]);
+        assert_eq!(read(&path).unwrap(), (manifest.records().to_vec(), None));
+        manifest.append(record(3, "e")).unwrap();
+        assert_eq!(read::<ImageRecord>(&path).unwrap().0.len(), 4, "appending goes on in the new file");
     }
 
     #[test]

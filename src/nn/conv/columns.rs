@@ -1,7 +1,7 @@
 //! Convolution as a matrix product: the pixels under every kernel tap are laid out as rows ("columns" of the classic
 //! im2col), for a few output rows at a time so that the buffer stays small. A 1×1 kernel with stride 1 needs no copy.
 
-use super::op::Sizes;
+use super::op::{Backward, InputAndWeight, Sizes};
 use crate::nn::cpu::{self, Matrix, Threads};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -127,17 +127,12 @@ fn for_each<T: Send, B: Send>(
     }
 }
 
-/// Gradients of inputs and weight, each only when `wanted`. See [`forward`] for shapes.
-pub fn backward(
-    sizes: &Sizes,
-    xs: &[f32],
-    weight: &[f32],
-    gradient: &[f32],
-    wanted: (bool, bool),
-) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+/// See [`forward`] for shapes.
+pub fn backward(sizes: &Sizes, given: &Backward) -> InputAndWeight {
+    let Backward { xs, weight, wanted, .. } = *given;
     let job = Job::new(sizes);
     let tiles = job.tiles();
-    let images = Images { job: &job, tiles: &tiles, xs, weight, gradient };
+    let images = Images { job: &job, tiles: &tiles, given };
     let mut for_xs = vec![0.0; if wanted.0 { xs.len() } else { 0 }];
     let group = job.out_channels * job.depth();
     // One partial gradient for each image and group; summed in the order of images below.
@@ -181,9 +176,7 @@ pub fn backward(
 struct Images<'a> {
     job: &'a Job<'a>,
     tiles: &'a [Range<usize>],
-    xs: &'a [f32],
-    weight: &'a [f32],
-    gradient: &'a [f32],
+    given: &'a Backward<'a>,
 }
 
 impl Images<'_> {
@@ -199,13 +192,13 @@ impl Images<'_> {
         let (plane, depth) = (sizes.out_plane(), job.depth());
         for tile in self.tiles {
             let (start, count) = (tile.start * sizes.out_width, tile.len() * sizes.out_width);
-            let g = Matrix::rows(&self.gradient[job.output_start(piece) + start..], plane);
+            let g = Matrix::rows(&self.given.gradient[job.output_start(piece) + start..], plane);
             if let Some(out) = &mut for_weight {
-                let columns = columns_of(job, &self.xs[job.input_start(piece)..], tile, buffer);
+                let columns = columns_of(job, &self.given.xs[job.input_start(piece)..], tile, buffer);
                 cpu::gemm((job.out_channels, depth, count), g, columns.t(), out, depth, true, 1.0, job.threads);
             }
             if let Some(out) = &mut for_xs {
-                let kernel = Matrix::rows(&self.weight[job.weight_start(piece)..], depth).t();
+                let kernel = Matrix::rows(&self.given.weight[job.weight_start(piece)..], depth).t();
                 let target = if job.is_pointwise() { &mut **out } else { &mut buffer[..depth * count] };
                 cpu::gemm((depth, count, job.out_channels), kernel, g, target, count, false, 1.0, job.threads);
                 if !job.is_pointwise() {

@@ -4,7 +4,7 @@
 //! together). Then every kernel tap is a constant distance in memory, for any stride and dilation, and a convolution is
 //! one sliding sum over a flat slice. Gradients are sliding sums of the same kind.
 
-use super::op::Sizes;
+use super::op::{Backward, InputAndWeight, Sizes};
 use crate::nn::cpu;
 use rayon::prelude::*;
 
@@ -229,14 +229,9 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
     out
 }
 
-/// Gradients of inputs and weight, each only when `wanted`. See [`forward`] for shapes.
-pub fn backward(
-    sizes: &Sizes,
-    xs: &[f32],
-    weight: &[f32],
-    gradient: &[f32],
-    wanted: (bool, bool),
-) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+/// See [`forward`] for shapes.
+pub fn backward(sizes: &Sizes, given: &Backward) -> InputAndWeight {
+    let Backward { xs, weight, gradient, wanted } = *given;
     let plane = Plane::new(sizes);
     let for_xs = wanted.0.then(|| input_gradient(&plane, weight, gradient));
     (for_xs, wanted.1.then(|| weight_gradient(&plane, xs, gradient)))

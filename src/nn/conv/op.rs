@@ -79,6 +79,19 @@ impl Sizes {
     }
 }
 
+/// What a backward pass starts from; shapes as in the forward pass.
+pub struct Backward<'a> {
+    pub xs: &'a [f32],
+    pub weight: &'a [f32],
+    /// Of the result.
+    pub gradient: &'a [f32],
+    /// Whether the gradients of inputs and of the weight are wanted.
+    pub wanted: (bool, bool),
+}
+
+/// Gradients of inputs and weight, each only when it was wanted.
+pub type InputAndWeight = (Option<Vec<f32>>, Option<Vec<f32>>);
+
 /// How a convolution is computed.
 enum Method {
     /// Every input channel has its own kernels.
@@ -114,7 +127,7 @@ impl Convolution {
             Method::Columns => columns::backward,
         };
         let wanted = (xs.track_op(), weight.track_op());
-        let (for_xs, for_weight) = backward(&sizes, &xs_values, &weight_values, gradient, wanted);
+        let (for_xs, for_weight) = backward(&sizes, &Backward { xs: &xs_values, weight: &weight_values, gradient, wanted });
         Ok((
             for_xs.map(|values| cpu::tensor(values, xs.shape())).transpose()?,
             for_weight.map(|values| cpu::tensor(values, weight.shape())).transpose()?,

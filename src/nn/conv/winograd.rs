@@ -8,7 +8,7 @@
 //! # Source
 //! Lavin and Gray, "Fast algorithms for convolutional neural networks", section 4.1, with its matrices A, B and G.
 
-use super::op::Sizes;
+use super::op::{Backward, InputAndWeight, Sizes};
 use crate::nn::cpu::{self, Matrix, Threads};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -357,14 +357,9 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
     convolve(&Grid::of(sizes), xs, |f| kernels.kind(f), bias)
 }
 
-/// Gradients of inputs and weight, each only when `wanted`. See [`forward`] for shapes.
-pub fn backward(
-    sizes: &Sizes,
-    xs: &[f32],
-    weight: &[f32],
-    gradient: &[f32],
-    wanted: (bool, bool),
-) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+/// See [`forward`] for shapes.
+pub fn backward(sizes: &Sizes, given: &Backward) -> InputAndWeight {
+    let Backward { xs, weight, gradient, wanted } = *given;
     let grid = Grid::of(sizes);
     let for_xs = || {
         let kernels = Kernels::new(weight, sizes.in_channels);
@@ -447,10 +442,14 @@ mod tests {
                 for_weight[tap] += f64::from(gradient[at]) * f64::from(xs[from]);
             });
             assert_close("output", &forward(&sizes, &xs, &weight, Some(&bias)), &exact);
-            let (found_xs, found_weight) = backward(&sizes, &xs, &weight, &gradient, (true, true));
+            let (found_xs, found_weight) =
+                backward(&sizes, &Backward { xs: &xs, weight: &weight, gradient: &gradient, wanted: (true, true) });
             assert_close("inputs", &found_xs.unwrap(), &for_xs);
             assert_close("weight", &found_weight.unwrap(), &for_weight);
-            assert_eq!(backward(&sizes, &xs, &weight, &gradient, (false, false)), (None, None));
+            assert_eq!(
+                backward(&sizes, &Backward { xs: &xs, weight: &weight, gradient: &gradient, wanted: (false, false) }),
+                (None, None)
+            );
         }
     }
 
@@ -462,7 +461,12 @@ mod tests {
         let gradient = normal("gradient", 2 * 48 * 30 * 34);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| (forward(&sizes, &xs, &weight, None), backward(&sizes, &xs, &weight, &gradient, (true, true))))
+            pool.install(|| {
+                (
+                    forward(&sizes, &xs, &weight, None),
+                    backward(&sizes, &Backward { xs: &xs, weight: &weight, gradient: &gradient, wanted: (true, true) }),
+                )
+            })
         };
         let one = run(1);
         assert!(run(2) == one && run(3) == one);
