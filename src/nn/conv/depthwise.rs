@@ -1,143 +1,12 @@
-//! Depthwise convolution: every input channel has its own kernels.
-//!
-//! A padded plane is stored phase by phase (pixels whose row and column have the same remainder modulo the stride lie
-//! together). Then every kernel tap is a constant distance in memory, for any stride and dilation, and a convolution is
-//! one sliding sum over a flat slice. Gradients are sliding sums of the same kind.
+//! Depthwise convolution: every input channel has its own kernels; one sliding sum a plane, see [`super::plane`].
 
 use super::op::{Backward, InputAndWeight, Sizes};
+use super::plane::{LANES, Plane, copy};
 use crate::nn::cpu;
 use rayon::prelude::*;
 
-/// Values computed at once; lengths of sliding sums are rounded up to it.
-const LANES: usize = 32;
-
 /// Values of a plane after which the next tap is taken, so that both operands stay in the first-level cache.
 const BLOCK: usize = 2048;
-
-/// How one padded plane lies in memory.
-struct Plane<'a> {
-    sizes: &'a Sizes,
-    /// Length of a row of a phase; outputs are computed with the same row length.
-    pitch: usize,
-    /// Rows of a phase.
-    rows: usize,
-    /// Per kernel tap: phase, and distance inside the phase.
-    taps: Vec<(usize, usize)>,
-    /// Per kernel tap: distance in the whole padded plane.
-    offsets: Vec<usize>,
-    lines: Vec<Line>,
-}
-
-/// Pixels of one input row that lie side by side in a phase.
-struct Line {
-    /// Index of the first in the plane of inputs; the next ones are a stride apart.
-    input: usize,
-    /// Index of the first in the padded plane.
-    padded: usize,
-    count: usize,
-}
-
-impl<'a> Plane<'a> {
-    fn new(sizes: &'a Sizes) -> Self {
-        let (stride, dilation) = (sizes.spec.stride, sizes.spec.dilation);
-        let pitch = sizes.out_width + dilation * (sizes.kernel_width - 1) / stride;
-        let rows = sizes.out_height + dilation * (sizes.kernel_height - 1) / stride;
-        let tap = |i: usize| {
-            let (y, x) = (i / sizes.kernel_width * dilation, i % sizes.kernel_width * dilation);
-            ((y % stride) * stride + x % stride, (y / stride) * pitch + x / stride)
-        };
-        let taps = (0..sizes.area()).map(tap).collect();
-        let mut plane = Self { sizes, pitch, rows, taps, offsets: Vec::new(), lines: Vec::new() };
-        plane.offsets = plane.taps.iter().map(|(phase, offset)| phase * plane.phase_len() + offset).collect();
-        plane.lines = plane.lines();
-        plane
-    }
-
-    /// The lines of all input rows that are read.
-    fn lines(&self) -> Vec<Line> {
-        let (stride, padding, sizes) = (self.sizes.spec.stride, self.sizes.spec.padding, self.sizes);
-        let line = |y: usize, phase_x: usize| {
-            let row = (y + padding) / stride;
-            // First input column of this phase: column c of the phase is input column c · stride + phase_x − padding.
-            let column = padding.saturating_sub(phase_x).div_ceil(stride);
-            let x = column * stride + phase_x - padding;
-            let phase = ((y + padding) % stride) * stride + phase_x;
-            (row < self.rows && x < sizes.width && column < self.pitch).then(|| Line {
-                input: y * sizes.width + x,
-                padded: phase * self.phase_len() + row * self.pitch + column,
-                count: (sizes.width - x).div_ceil(stride).min(self.pitch - column),
-            })
-        };
-        (0..sizes.height).flat_map(|y| (0..stride).filter_map(move |phase| line(y, phase))).collect()
-    }
-
-    /// Values of one phase, rounded up.
-    fn phase_len(&self) -> usize {
-        (self.pitch * self.rows).next_multiple_of(LANES)
-    }
-
-    /// Largest distance inside a phase.
-    fn reach(&self) -> usize {
-        self.taps.iter().map(|tap| tap.1).max().unwrap_or(0)
-    }
-
-    /// Length of a buffer for outputs, row by row with `pitch`, rounded up.
-    fn out_len(&self) -> usize {
-        ((self.sizes.out_height - 1) * self.pitch + self.sizes.out_width).next_multiple_of(LANES)
-    }
-
-    /// Stretches of outputs worth computing: everything, or row by row when rows are long and padding is wide.
-    fn stretches(&self) -> (usize, usize, usize) {
-        let width = self.sizes.out_width.next_multiple_of(LANES);
-        if width < self.pitch { (self.sizes.out_height, self.pitch, width) } else { (1, 0, self.out_len()) }
-    }
-
-    /// Lays out a plane of inputs; `padded` must be cleared where it was never written.
-    #[inline(always)]
-    fn load(&self, xs: &[f32], padded: &mut Vec<f32>) {
-        let stride = self.sizes.spec.stride;
-        padded.resize(stride * stride * self.phase_len() + 2 * LANES, 0.0);
-        for line in &self.lines {
-            let target = &mut padded[line.padded..][..line.count];
-            if stride == 1 {
-                copy(&xs[line.input..][..line.count], target);
-            } else {
-                target.iter_mut().zip(xs[line.input..].iter().step_by(stride)).for_each(|(target, x)| *target = *x);
-            }
-        }
-    }
-
-    /// Takes a plane of inputs out of its padded layout.
-    #[inline(always)]
-    fn store(&self, padded: &[f32], xs: &mut [f32]) {
-        let stride = self.sizes.spec.stride;
-        for line in &self.lines {
-            let source = &padded[line.padded..][..line.count];
-            if stride == 1 {
-                copy(source, &mut xs[line.input..][..line.count]);
-            } else {
-                xs[line.input..].iter_mut().step_by(stride).zip(source).for_each(|(x, value)| *x = *value);
-            }
-        }
-    }
-
-    /// Lays out a plane of output gradients with `front` zeros before it and enough behind it.
-    #[inline(always)]
-    fn load_gradient(&self, gradient: &[f32], front: usize, wide: &mut Vec<f32>) {
-        wide.resize(front + self.phase_len() + 2 * LANES, 0.0);
-        for (y, row) in gradient.chunks_exact(self.sizes.out_width).enumerate() {
-            copy(row, &mut wide[front + y * self.pitch..][..row.len()]);
-        }
-    }
-}
-
-/// Copies short rows without a call.
-#[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
-    let ((from, from_rest), (to, to_rest)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-    to_rest.iter_mut().zip(from_rest).for_each(|(to, from)| *to = *from);
-}
 
 cpu::vectorised! {
     /// `out[j] += Σ weight · source[j + offset]` over the taps (offset, weight). The length is a multiple of LANES.
@@ -177,6 +46,7 @@ struct Scratch {
 
 fn forward_plane(plane: &Plane, xs: &[f32], kernel: &[f32], bias: f32, scratch: &mut Scratch, out: &mut [f32]) {
     let Scratch { padded, wide, taps } = scratch;
+    padded.resize(plane.padded_len(), 0.0);
     plane.load(xs, padded);
     taps.clear();
     taps.extend(plane.offsets.iter().zip(kernel).map(|(offset, weight)| (*offset, *weight)));
@@ -196,6 +66,7 @@ fn forward_plane(plane: &Plane, xs: &[f32], kernel: &[f32], bias: f32, scratch: 
 fn input_gradient_plane(plane: &Plane, gradient: &[f32], kernel: &[f32], scratch: &mut Scratch) {
     let Scratch { padded, wide, taps } = scratch;
     let front = plane.reach();
+    wide.resize(plane.gradient_len(front), 0.0);
     plane.load_gradient(gradient, front, wide);
     for (phase, target) in padded.chunks_exact_mut(plane.phase_len()).enumerate() {
         // Pixel j of a phase gets what the outputs j − offset took from it.
@@ -209,7 +80,9 @@ fn input_gradient_plane(plane: &Plane, gradient: &[f32], kernel: &[f32], scratch
 /// Adds the products of one plane of inputs and one of output gradients to the sums of the taps.
 fn weight_gradient_plane(plane: &Plane, xs: &[f32], gradient: &[f32], scratch: &mut Scratch, sums: &mut [f64]) {
     let Scratch { padded, wide, .. } = scratch;
+    padded.resize(plane.padded_len(), 0.0);
     plane.load(xs, padded);
+    wide.resize(plane.gradient_len(0), 0.0);
     plane.load_gradient(gradient, 0, wide);
     correlate(padded, &wide[..plane.out_len()], &plane.offsets, sums);
 }

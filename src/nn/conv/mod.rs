@@ -2,7 +2,11 @@
 
 mod columns;
 mod depthwise;
+mod direct;
 mod op;
+#[cfg(test)]
+mod plain_sum;
+mod plane;
 mod winograd;
 
 use super::{Builder, Init};

@@ -1,6 +1,6 @@
 //! The convolution as a candle operation: sizes, dispatch, bias.
 
-use super::{ConvSpec, columns, depthwise, winograd};
+use super::{ConvSpec, columns, depthwise, direct, winograd};
 use crate::nn::cpu::{self, Gradients3};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -65,12 +65,12 @@ impl Sizes {
         (y * self.spec.stride + ky * self.spec.dilation).checked_sub(self.spec.padding).filter(|row| *row < self.height)
     }
 
-    fn method(&self) -> Method {
-        let depthwise = self.spec.groups == self.in_channels && self.spec.groups > 1;
-        match (depthwise, winograd::wins(self)) {
-            (true, _) => Method::Depthwise,
-            (false, true) => Method::Winograd,
-            (false, false) => Method::Columns,
+    fn method(&self, pass: Pass) -> Method {
+        match () {
+            () if self.spec.groups == self.in_channels && self.spec.groups > 1 => Method::Depthwise,
+            () if direct::wins(self, pass) => Method::Direct,
+            () if winograd::wins(self) => Method::Winograd,
+            () => Method::Columns,
         }
     }
 
@@ -92,11 +92,20 @@ pub struct Backward<'a> {
 /// Gradients of inputs and weight, each only when it was wanted.
 pub type InputAndWeight = (Option<Vec<f32>>, Option<Vec<f32>>);
 
+/// A direction; each chooses its method for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    Forward,
+    Backward,
+}
+
 /// How a convolution is computed.
 enum Method {
     /// Every input channel has its own kernels.
     Depthwise,
     Winograd,
+    /// Straight from padded planes.
+    Direct,
     Columns,
 }
 
@@ -109,9 +118,10 @@ impl Convolution {
         if bias.is_some_and(|bias| bias.len() != sizes.out_channels) {
             bail!("conv2d: bias of {:?} values for {} channels", bias.map(<[f32]>::len), sizes.out_channels)
         }
-        let forward = match sizes.method() {
+        let forward = match sizes.method(Pass::Forward) {
             Method::Depthwise => depthwise::forward,
             Method::Winograd => winograd::forward,
+            Method::Direct => direct::forward,
             Method::Columns => columns::forward,
         };
         let out = forward(&sizes, xs.0, weight.0, bias);
@@ -121,9 +131,10 @@ impl Convolution {
     fn backward(&self, xs: &Tensor, weight: &Tensor, gradient: &[f32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let sizes = Sizes::new(xs.dims(), weight.dims(), self.0)?;
         let (xs_values, weight_values) = (cpu::read(xs)?, cpu::read(weight)?);
-        let backward = match sizes.method() {
+        let backward = match sizes.method(Pass::Backward) {
             Method::Depthwise => depthwise::backward,
             Method::Winograd => winograd::backward,
+            Method::Direct => direct::backward,
             Method::Columns => columns::backward,
         };
         let wanted = (xs.track_op(), weight.track_op());

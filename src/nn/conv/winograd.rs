@@ -389,39 +389,8 @@ fn weight_gradient(grid: &Grid, xs: &[f32], gradient: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Rng;
     use crate::nn::ConvSpec;
-
-    fn normal(purpose: &str, len: usize) -> Vec<f32> {
-        let mut rng = Rng::stream(0, purpose, &[]);
-        (0..len).map(|_| rng.normal()).collect()
-    }
-
-    /// Calls `visit(output, input, weight)` with the positions of every product of the convolution.
-    fn for_each_product(sizes: &Sizes, mut visit: impl FnMut(usize, usize, usize)) {
-        let (inputs, outputs) = (sizes.in_channels, sizes.out_channels);
-        for (b, o, y, x) in positions(sizes.batch, outputs, sizes.out_height, sizes.out_width) {
-            for (c, ky, kx, _) in positions(inputs, 3, 3, 1) {
-                let (row, column) = ((y + ky).wrapping_sub(sizes.spec.padding), (x + kx).wrapping_sub(sizes.spec.padding));
-                if row < sizes.height && column < sizes.width {
-                    let at = ((b * outputs + o) * sizes.out_height + y) * sizes.out_width + x;
-                    let from = ((b * inputs + c) * sizes.height + row) * sizes.width + column;
-                    visit(at, from, (o * inputs + c) * 9 + ky * 3 + kx);
-                }
-            }
-        }
-    }
-
-    fn positions(a: usize, b: usize, c: usize, d: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> {
-        (0..a * b * c * d).map(move |i| (i / (b * c * d), i / (c * d) % b, i / d % c, i % d))
-    }
-
-    fn assert_close(what: &str, found: &[f32], exact: &[f64]) {
-        let largest = exact.iter().fold(0f64, |most, x| most.max(x.abs()));
-        let worst = found.iter().zip(exact).fold(0f64, |most, (a, b)| most.max((f64::from(*a) - b).abs()));
-        assert_eq!(found.len(), exact.len());
-        assert!(worst < 2e-6 * largest, "{what}: {worst:e} of {largest}");
-    }
+    use crate::nn::conv::plain_sum::{self, normal};
 
     #[test]
     fn results_and_gradients_are_those_of_the_plain_sum() {
@@ -429,47 +398,14 @@ mod tests {
             let spec = ConvSpec { padding, ..ConvSpec::default() };
             let sizes = Sizes::new(&shape, &[outputs, shape[1], 3, 3], spec).unwrap();
             assert!(applies(&sizes));
-            let (xs, weight) = (normal("xs", shape.iter().product()), normal("weight", outputs * shape[1] * 9));
-            let bias = normal("bias", outputs);
-            let plane = sizes.out_plane();
-            let out_len = sizes.batch * outputs * plane;
-            let gradient = normal("gradient", out_len);
-            let mut exact: Vec<f64> = (0..out_len).map(|i| f64::from(bias[i / plane % outputs])).collect();
-            let (mut for_xs, mut for_weight) = (vec![0f64; xs.len()], vec![0f64; weight.len()]);
-            for_each_product(&sizes, |at, from, tap| {
-                exact[at] += f64::from(xs[from]) * f64::from(weight[tap]);
-                for_xs[from] += f64::from(gradient[at]) * f64::from(weight[tap]);
-                for_weight[tap] += f64::from(gradient[at]) * f64::from(xs[from]);
-            });
-            assert_close("output", &forward(&sizes, &xs, &weight, Some(&bias)), &exact);
-            let (found_xs, found_weight) =
-                backward(&sizes, &Backward { xs: &xs, weight: &weight, gradient: &gradient, wanted: (true, true) });
-            assert_close("inputs", &found_xs.unwrap(), &for_xs);
-            assert_close("weight", &found_weight.unwrap(), &for_weight);
-            assert_eq!(
-                backward(&sizes, &Backward { xs: &xs, weight: &weight, gradient: &gradient, wanted: (false, false) }),
-                (None, None)
-            );
+            plain_sum::check(&sizes, forward, backward);
         }
     }
 
     #[test]
     fn results_have_the_same_bits_for_any_number_of_threads() {
         let spec = ConvSpec { padding: 1, ..ConvSpec::default() };
-        let sizes = Sizes::new(&[2, 32, 30, 34], &[48, 32, 3, 3], spec).unwrap();
-        let (xs, weight) = (normal("xs", 2 * 32 * 30 * 34), normal("weight", 48 * 32 * 9));
-        let gradient = normal("gradient", 2 * 48 * 30 * 34);
-        let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                (
-                    forward(&sizes, &xs, &weight, None),
-                    backward(&sizes, &Backward { xs: &xs, weight: &weight, gradient: &gradient, wanted: (true, true) }),
-                )
-            })
-        };
-        let one = run(1);
-        assert!(run(2) == one && run(3) == one);
+        plain_sum::check_threads(&Sizes::new(&[2, 32, 30, 34], &[48, 32, 3, 3], spec).unwrap(), forward, backward);
     }
 
     #[test]

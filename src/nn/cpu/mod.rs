@@ -9,11 +9,13 @@ use candle_core::Tensor;
 mod buffer;
 mod matmul;
 mod simd;
+mod sliding;
 
 pub use buffer::{column_sums, contiguous_gradient, fill_chunks, fill_chunks_map, read, tensor, values};
 pub use matmul::{Matrix, Threads, gemm};
 pub(in crate::nn) use simd::vectorised;
 pub use simd::{dot, exp, exp_shifted, max, sum, sum_pairs};
+pub use sliding::{CORRELATE, SLIDE_ROWS, correlate_rows, slide_rows};
 
 /// Values per chunk of elementwise work: small enough for the first-level cache, large enough to pay for scheduling.
 pub const CHUNK: usize = 8192;
