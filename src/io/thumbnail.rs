@@ -45,7 +45,9 @@ mod tests {
     #[test]
     fn long_sides_shrink_and_shapes_stay() {
         let picture = |height: usize, width: usize| RgbImage { height, width, pixels: vec![90; height * width * 3] };
-        for ((height, width), expected) in [((100, 200), (32, 64)), ((200, 100), (64, 32)), ((1, 1000), (1, 64)), ((9, 5), (9, 5))] {
+        for ((height, width), expected) in
+            [((100, 200), (32, 64)), ((200, 100), (64, 32)), ((1, 1000), (1, 64)), ((9, 5), (9, 5))]
+        {
             let small = shrink(picture(height, width), 64);
             assert_eq!((small.height, small.width), expected);
             assert_eq!(small.pixels.len(), 3 * expected.0 * expected.1);

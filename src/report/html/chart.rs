@@ -145,7 +145,9 @@ fn drawing(chart: &Chart, x: Axis, y: Axis) -> Markup {
 fn curve(line: &Line, style: usize, x: Axis, y: Axis) -> Markup {
     let noisy = is_noisy(&line.points);
     let path = |points: &[Point]| {
-        let place = |(at, (px, py)): (usize, &Point)| format!("{}{} {}", if at == 0 { 'M' } else { 'L' }, round(x.at(*px)), round(y.at(*py)));
+        let place = |(at, (px, py)): (usize, &Point)| {
+            format!("{}{} {}", if at == 0 { 'M' } else { 'L' }, round(x.at(*px)), round(y.at(*py)))
+        };
         points.iter().enumerate().map(place).collect::<String>()
     };
     let raw = thin(&line.points, MOST_POINTS);
