@@ -9,7 +9,7 @@ pub const MOST_POINTS: usize = 1000;
 const STYLES: usize = 6;
 /// Drawing area on a canvas of 560 x 250.
 const LEFT: f64 = 58.0;
-const RIGHT: f64 = 548.0;
+const RIGHT: f64 = 536.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 218.0;
 
@@ -22,6 +22,8 @@ pub struct Chart {
     pub x_label: String,
     /// The curves.
     pub lines: Vec<Line>,
+    /// Never a logarithmic axis.
+    pub linear: bool,
 }
 
 /// One curve.
@@ -31,6 +33,8 @@ pub struct Line {
     pub name: String,
     /// Its points by x. Values that are no numbers are left out and counted.
     pub points: Vec<Point>,
+    /// Number of its colour and dashes; the same thing keeps its number from chart to chart.
+    pub style: usize,
 }
 
 /// One axis: which value lies where.
@@ -60,6 +64,20 @@ impl Axis {
         self.places.0 + share * (self.places.1 - self.places.0)
     }
 
+    /// The distance of round values, about `count` of them on the axis.
+    fn step(&self, count: usize) -> f64 {
+        let rough = (self.high - self.low) / count as f64;
+        let decade = 10f64.powf(rough.log10().floor());
+        [1.0, 2.0, 5.0, 10.0].map(|factor| factor * decade).into_iter().find(|step| *step >= rough).unwrap_or(rough)
+    }
+
+    /// Ends at round values; logarithmic axes stay.
+    fn rounded(self, count: usize) -> Self {
+        let step = self.step(count);
+        let (low, high) = ((self.low / step).floor() * step, (self.high / step - 1e-9).ceil() * step);
+        if self.logarithmic || !(low.is_finite() && high.is_finite()) { self } else { Self { low, high, ..self } }
+    }
+
     /// Round values within the axis, about `count` of them.
     fn ticks(&self, count: usize) -> Vec<f64> {
         if self.logarithmic {
@@ -68,10 +86,8 @@ impl Axis {
             let all = decades.flat_map(|decade| factors.iter().map(move |factor| factor * 10f64.powi(decade)));
             return all.filter(|tick| (self.low..=self.high).contains(tick)).collect();
         }
-        let rough = (self.high - self.low) / count as f64;
-        let decade = 10f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * decade).into_iter().find(|step| *step >= rough).unwrap_or(rough);
-        let (first, last) = ((self.low / step).ceil() as i64, (self.high / step + 1e-9).floor() as i64);
+        let step = self.step(count);
+        let (first, last) = ((self.low / step - 1e-9).ceil() as i64, (self.high / step + 1e-9).floor() as i64);
         (first..=last.min(first + 20)).map(|i| i as f64 * step).collect()
     }
 }
@@ -94,12 +110,14 @@ pub fn short(value: f64) -> String {
 }
 
 /// Curves with axes; a noisy one is drawn faintly with its moving mean on top. The y axis is logarithmic, and says so, where
-/// positive values span more than two decades.
+/// all values are positive and most of them span more than a factor of 30.
 pub fn chart(chart: &Chart) -> Markup {
     let all = || chart.lines.iter().flat_map(|line| &line.points).filter(|(x, y)| x.is_finite() && y.is_finite());
-    let (low, high) = all().fold((f64::INFINITY, 0f64), |(low, high), (_, y)| (low.min(*y), high.max(*y)));
-    let logarithmic = low > 0.0 && high / low > 100.0;
-    let y = Axis::new(all().map(|point| point.1), logarithmic, (BOTTOM, TOP));
+    let mut values: Vec<f64> = all().map(|point| point.1).collect();
+    values.sort_by(f64::total_cmp);
+    let quantile = |share: f64| values.get((share * values.len() as f64) as usize).copied().unwrap_or_default();
+    let logarithmic = !chart.linear && quantile(0.0) > 0.0 && quantile(0.95) / quantile(0.05) > 30.0;
+    let y = Axis::new(values.iter().copied(), logarithmic, (BOTTOM, TOP)).map(|axis| axis.rounded(5));
     let axes = Axis::new(all().map(|point| point.0), false, (LEFT, RIGHT)).zip(y);
     let lost: usize = chart.lines.iter().flat_map(|line| &line.points).filter(|(_, y)| !y.is_finite()).count();
     html! {
@@ -136,13 +154,14 @@ fn drawing(chart: &Chart, x: Axis, y: Axis) -> Markup {
                     text x=(round(x.at(tick))) y=(BOTTOM + 16.0) text-anchor="middle" { (short(tick)) }
                 }
                 text.label x=(RIGHT) y=(BOTTOM + 30.0) text-anchor="end" { (chart.x_label) }
-                @for (index, line) in chart.lines.iter().enumerate() { (curve(line, index % STYLES, x, y)) }
+                @for line in &chart.lines { (curve(line, x, y)) }
             }
         }
     }
 }
 
-fn curve(line: &Line, style: usize, x: Axis, y: Axis) -> Markup {
+fn curve(line: &Line, x: Axis, y: Axis) -> Markup {
+    let style = line.style % STYLES;
     let noisy = is_noisy(&line.points);
     let path = |points: &[Point]| {
         let place = |(at, (px, py)): (usize, &Point)| {
@@ -175,9 +194,9 @@ fn legend(chart: &Chart) -> Markup {
     };
     html! {
         ul.lines {
-            @for (index, line) in chart.lines.iter().enumerate() {
+            @for line in &chart.lines {
                 li {
-                    svg.key viewBox="0 0 28 8" aria-hidden="true" { g class={ "s" (index % STYLES) } { path.line d="M1 4L27 4" {} } }
+                    svg.key viewBox="0 0 28 8" aria-hidden="true" { g class={ "s" (line.style % STYLES) } { path.line d="M1 4L27 4" {} } }
                     (line.name) " " span.n { (last(line)) }
                 }
             }
@@ -194,8 +213,8 @@ mod tests {
     use super::*;
 
     fn of(points: &[Point]) -> String {
-        let lines = vec![Line { name: "<loss>".into(), points: points.to_vec() }];
-        chart(&Chart { title: "Loss".into(), x_label: "step".into(), lines }).into_string()
+        let lines = vec![Line { name: "<loss>".into(), points: points.to_vec(), style: 7 }];
+        chart(&Chart { title: "Loss".into(), x_label: "step".into(), lines, linear: false }).into_string()
     }
 
     /// All numbers of all paths.

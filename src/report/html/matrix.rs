@@ -19,7 +19,7 @@ pub fn matrix(matrix: &Matrix) -> Markup {
     html! {
         div.scroll {
             table.matrix {
-                caption { (matrix.caption) }
+                @if !matrix.caption.is_empty() { caption { (matrix.caption) } }
                 thead {
                     tr {
                         td {}

@@ -44,18 +44,26 @@ fn averaged(run: &Run) -> Vec<Curves> {
 const KINDS: [(&str, &str); 4] =
     [("loss", "Loss"), ("iou", "mIoU"), ("acc", "Accuracy, % of pixels"), ("learning_rate", "Learning rate")];
 
+/// The kind whose course is known to end at nothing.
+const LINEAR: &str = "Learning rate";
+
 /// Place of a metric's kind, and its title.
 fn kind(metric: &str) -> (usize, String) {
     let name = metric.to_lowercase();
     match KINDS.iter().position(|(word, _)| name.contains(word)) {
         Some(at) => (at, KINDS[at].1.into()),
-        None => (KINDS.len(), capital(&metric.replace(['_', '.'], " "))),
+        None => (KINDS.len(), name_of(metric)),
     }
 }
 
-fn capital(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+/// `learning_rate` → `Learning rate`; names with a dot are kept as TensorBoard shows them.
+fn name_of(metric: &str) -> String {
+    if metric.contains('.') {
+        return metric.into();
+    }
+    let words = metric.replace('_', " ");
+    let mut chars = words.chars();
+    chars.next().map(|first| first.to_uppercase().chain(chars.clone()).collect()).unwrap_or_default()
 }
 
 fn stage_name(stage: &str) -> &str {
@@ -74,7 +82,7 @@ fn title(stage: &str, name: &str) -> String {
 fn by_kind(curves: &Curves) -> Vec<Chart> {
     let mut kinds: Vec<((usize, String), Vec<Line>)> = Vec::new();
     for (metric, points) in &curves.metrics {
-        let line = Line { name: metric.clone(), points: points.clone() };
+        let line = Line { name: metric.clone(), points: points.clone(), style: 0 };
         let kind = kind(metric);
         match kinds.iter_mut().find(|(other, _)| *other == kind) {
             Some((_, lines)) => lines.push(line),
@@ -85,7 +93,9 @@ fn by_kind(curves: &Curves) -> Vec<Chart> {
     let chart = |((_, kind), mut lines): ((usize, String), Vec<Line>)| {
         // The sum before its parts.
         lines.sort_by_key(|line| (line.name != "loss", line.name.clone()));
-        Chart { title: title(&curves.stage, &kind), x_label: "step".into(), lines }
+        lines.iter_mut().enumerate().for_each(|(at, line)| line.style = at);
+        let linear = kind == LINEAR;
+        Chart { title: title(&curves.stage, &kind), x_label: "step".into(), lines, linear }
     };
     kinds.into_iter().map(chart).collect()
 }
@@ -99,12 +109,13 @@ fn side_by_side(runs: &[(String, Vec<Curves>)]) -> Vec<Chart> {
     found.sort_by(|a, b| (&a.1, a.2 != "loss", a.0, a.2).cmp(&(&b.1, b.2 != "loss", b.0, b.2)));
     found.dedup();
     let chart = |(stage, _, metric): (&str, (usize, String), &str)| {
-        let line = |(name, curves): &(String, Vec<Curves>)| {
+        let line = |(style, (name, curves)): (usize, &(String, Vec<Curves>))| {
             let points = curves.iter().find(|curves| curves.stage == stage)?.metrics.get(metric)?.clone();
-            Some(Line { name: name.clone(), points })
+            Some(Line { name: name.clone(), points, style })
         };
-        let lines = runs.iter().filter_map(line).collect();
-        Chart { title: title(stage, &capital(&metric.replace('_', " "))), x_label: "step".into(), lines }
+        let lines = runs.iter().enumerate().filter_map(line).collect();
+        let linear = kind(metric).1 == LINEAR;
+        Chart { title: title(stage, &name_of(metric)), x_label: "step".into(), lines, linear }
     };
     found.into_iter().map(chart).collect()
 }

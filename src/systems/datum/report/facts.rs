@@ -1,5 +1,6 @@
 //! What was run, with which values, on which machine, how long it took.
 
+use super::recipe::Setting;
 use super::run::{Run, Verb};
 use super::scores;
 use crate::report::html::table::{Cell, Row, Table, table};
@@ -48,7 +49,10 @@ pub fn lead(run: &Run) -> String {
     let seconds: f64 = run.stages.iter().map(|stage| stage.seconds).sum();
     let end = run.stages.iter().filter_map(|stage| stage.end).max().map_or(String::new(), |end| format!(" on {}", moment(end)));
     let took = if seconds > 0.0 { format!(" after {}", time(seconds)) } else { String::new() };
-    format!("Finished{end}{took}.")
+    let mious = scores::subjects(std::slice::from_ref(run)).into_iter().filter_map(|subject| {
+        Some(format!(" mIoU {} % on {}.", terminal::percent(Some(scores::miou(run, &subject)?)), subject.title()))
+    });
+    format!("Finished{end}{took}.{}", mious.collect::<String>())
 }
 
 /// Facts of one run as (name, value), the most telling first.
@@ -110,7 +114,7 @@ pub fn summary(runs: &[Run]) -> Markup {
         }
     }
     let value = |facts: &Vec<(String, String)>, name: &String| {
-        Cell::text(facts.iter().find(|(other, _)| other == name).map_or("", |(_, value)| value.as_str()))
+        Cell::text(facts.iter().find(|(other, _)| other == name).map_or("–", |(_, value)| value.as_str()))
     };
     let row = |name: &&String| {
         let values = all.iter().map(|facts| value(facts, name));
@@ -154,15 +158,16 @@ pub fn stages(runs: &[Run]) -> Option<Markup> {
     }
     let mut head = if runs.len() > 1 { vec![Cell::text("Run")] } else { Vec::new() };
     head.extend([Cell::text("Stage"), Cell::number("Time"), Cell::number("Peak memory"), Cell::text("Ended"), Cell::text("")]);
-    let caption = "A resumed stage has one line per part; memory is the peak of the whole process until then".into();
-    (!rows.is_empty()).then(|| table(&Table { caption, head, rows }))
+    let shown = Table { caption: String::new(), head, rows };
+    let note = "A resumed stage has a line for each of its parts. Memory is the peak of the whole process until then.";
+    (!shown.rows.is_empty()).then(|| html! { p.note { (note) } (table(&shown)) })
 }
 
 /// Every setting with its origin. Of several runs, those that differ come first.
 pub fn settings(runs: &[Run]) -> Markup {
     if let [run] = runs {
-        let row = |(key, setting): &(String, super::recipe::Setting)| Row {
-            cells: vec![Cell::code(key), Cell::code(&setting.value), Cell::text(&setting.origin)],
+        let row = |(key, setting): &(String, Setting)| Row {
+            cells: vec![Cell::code(key), Cell::code(shown(setting)), Cell::text(&setting.origin)],
             strong: false,
             faint: setting.origin == "default",
         };
@@ -178,19 +183,34 @@ pub fn settings(runs: &[Run]) -> Markup {
     let values = |key: &str| runs.iter().map(|run| run.recipe.setting(key)).collect::<Vec<_>>();
     let differs = |key: &str| values(key).windows(2).any(|two| two[0].map(|s| &s.value) != two[1].map(|s| &s.value));
     let (different, same): (Vec<&String>, Vec<&String>) = keys.into_iter().partition(|key| differs(key));
-    let row = |key: &&String| {
-        let cell = |setting: Option<&super::recipe::Setting>| match setting {
-            Some(setting) => Cell::markup(html! { code { (setting.value) } " " small { (setting.origin) } }),
-            None => Cell::text("–"),
-        };
-        Row::new(std::iter::once(Cell::code(key)).chain(values(key).into_iter().map(cell)).collect())
+    let cell = |setting: Option<&Setting>| match setting {
+        Some(setting) => Cell::markup(html! { code { (shown(setting)) } " " small { (setting.origin) } }),
+        None => Cell::text("–"),
     };
-    let part = |title: &str, keys: &[&String]| {
-        let rows = keys.iter().map(row).collect();
-        let shown = table(&Table { caption: String::new(), head: heads(runs, "Setting"), rows });
-        html! { @if !keys.is_empty() { h3 { (title) } (shown) } }
+    let row = |key: &&String| Row::new(std::iter::once(Cell::code(key)).chain(values(key).into_iter().map(cell)).collect());
+    let once = |key: &&String| {
+        let mut origins: Vec<&str> = values(key).into_iter().flatten().map(|setting| setting.origin.as_str()).collect();
+        origins.dedup();
+        let value = values(key).into_iter().flatten().next().map(shown).unwrap_or_default();
+        Row {
+            cells: vec![Cell::code(key), Cell::code(value), Cell::text(origins.join(", "))],
+            strong: false,
+            faint: origins == ["default"],
+        }
     };
-    html! { (part("Different", &different)) (part("The same in all", &same)) }
+    let different = Table { caption: String::new(), head: heads(runs, "Setting"), rows: different.iter().map(row).collect() };
+    let head = ["Setting", "Value", "From"].map(Cell::text).to_vec();
+    let same = Table { caption: String::new(), head, rows: same.iter().map(once).collect() };
+    html! {
+        @for (title, part) in [("Different", &different), ("The same in all", &same)] {
+            @if !part.rows.is_empty() { h3 { (title) } (table(part)) }
+        }
+    }
+}
+
+/// Empty texts are quoted, so that they are seen.
+fn shown(setting: &Setting) -> &str {
+    if setting.value.is_empty() { "\"\"" } else { &setting.value }
 }
 
 /// Versions, machine and hashes of inputs; none without any.

@@ -12,10 +12,13 @@ mod run;
 mod scores;
 
 use crate::base::Result;
+use crate::eval::Subject;
 use crate::io::atomic;
 use crate::report::html::page::{Page, Section};
 use crate::report::html::pictures::{Captioned, sheet};
+use crate::report::html::table::points;
 use crate::report::html::{Markup, html};
+use crate::report::terminal;
 use pictures::{Album, Gallery};
 use run::{Run, Verb};
 use std::path::{Path, PathBuf};
@@ -141,9 +144,21 @@ fn heading(runs: &[Run]) -> (String, String, Markup) {
     let unfinished: Vec<&str> = runs.iter().filter(|run| !run.is_finished()).map(|run| run.name.as_str()).collect();
     let lead = html! {
         (others) " compared with the baseline " (baseline) "."
+        @for change in changes(runs) { " " (change) }
         @if !unfinished.is_empty() { " Not finished: " (unfinished.join(", ")) "." }
     };
     (names.join(" · "), format!("{} runs compared", runs.len()), lead)
+}
+
+/// `On dusk: mIoU 31.5 → 46.2 (+14.7 points).` for each thing that the baseline and one other run were scored on.
+fn changes(runs: &[Run]) -> Vec<String> {
+    let [baseline, other] = runs else { return Vec::new() };
+    let change = |subject: Subject| {
+        let (from, to) = (scores::miou(baseline, &subject), scores::miou(other, &subject));
+        let [before, after] = [from?, to?].map(|miou| terminal::percent(Some(miou)));
+        Some(format!("On {}: mIoU {before} → {after} ({} points).", subject.title(), points(from, to)))
+    };
+    scores::subjects(runs).into_iter().filter_map(change).collect()
 }
 
 /// Pictures of each run that has any, with its name where there are several.

@@ -203,10 +203,14 @@ fn shrunk(path: &Path, side: usize, alt: &str) -> Result<Picture> {
     Ok(Picture { jpeg: thumbnail::jpeg(&small, 80)?, size: (small.height, small.width), alt: alt.into() })
 }
 
-/// `count` of `items` with equal distances, or all.
+/// `count` of `items`, one from each of equally long parts, or all. The place within the part moves on by the golden ratio, so
+/// that prompts that take turns all appear.
 fn evenly<T>(items: &[T], count: usize) -> Vec<&T> {
-    let count = count.min(items.len());
-    (0..count).map(|i| &items[(2 * i + 1) * items.len() / (2 * count)]).collect()
+    if items.len() <= count {
+        return items.iter().collect();
+    }
+    let place = |i: usize| (i as f64 + (i as f64 * 0.618_034).fract()) * items.len() as f64 / count as f64;
+    (0..count).map(|i| &items[(place(i) as usize).min(items.len() - 1)]).collect()
 }
 
 /// An error without line breaks.
@@ -222,7 +226,9 @@ mod tests {
     fn items_are_taken_evenly() {
         let items: Vec<usize> = (0..240).collect();
         let taken = evenly(&items, 48);
-        assert!(taken.len() == 48 && taken.windows(2).all(|two| *two[1] == two[0] + 5), "{taken:?}");
+        assert!(taken.len() == 48 && taken.is_sorted_by(|a, b| a < b), "{taken:?}");
+        let prompts: std::collections::BTreeSet<usize> = taken.iter().map(|index| **index % 10).collect();
+        assert_eq!(prompts.len(), 10, "prompts that take turns all appear");
         assert_eq!(evenly(&items[..3], 48), [&0, &1, &2]);
         assert!(evenly(&items[..0], 48).is_empty());
     }

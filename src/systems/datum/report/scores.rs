@@ -80,8 +80,16 @@ pub fn section(runs: &[Run], subject: &Subject, album: &mut Album) -> Markup {
         h3 { (subject.title()) }
         @if !missing.is_empty() { p.note { "Not scored here, or on other classes: " (missing.join(", ")) "." } }
         (means(&comparable))
-        (classes(&comparable))
-        div.side { @for one in &comparable { (confusion(one)) } }
+        div.side {
+            // With one run there is room for its matrix beside the classes.
+            div.whole[comparable.len() > 1] { h4 { "Per class, in percent" } (classes(&comparable)) }
+            @for one in &comparable { div { h4 { "Confusion of " (one.run.name) } (confusion(one)) } }
+        }
+        p.note {
+            "Confusion: rows are labels, columns predictions, in percent of the row; below 0.5 left out."
+            @if comparable.len() > 1 { " Changes are in points; bars to the right are gains, hatched ones to the left losses." }
+            @if comparable.iter().any(|one| one.files.len() > 1) { " ± is the sample standard deviation over seeds." }
+        }
         (pictures(&comparable, album))
     }
 }
@@ -113,7 +121,7 @@ fn means(scored: &[&Scored]) -> Markup {
     for (at, (name, _)) in picks.iter().enumerate() {
         head.push(Cell::number(name));
         if at == 0 && scored.len() > 1 {
-            head.push(Cell::number("against baseline"));
+            head.push(Cell::number("change"));
         }
     }
     head.push(Cell::number("Images"));
@@ -129,12 +137,7 @@ fn means(scored: &[&Scored]) -> Markup {
         cells.push(Cell::number(one.mean().images.to_string()));
         Row::new(cells)
     };
-    let caption = format!("Means in percent; differences in points{}", seeds_note(scored));
-    table(&Table { caption, head, rows: scored.iter().enumerate().map(row).collect() })
-}
-
-fn seeds_note(scored: &[&Scored]) -> &'static str {
-    if scored.iter().any(|one| one.files.len() > 1) { "; ± is the sample standard deviation over seeds" } else { "" }
+    table(&Table { caption: String::new(), head, rows: scored.iter().enumerate().map(row).collect() })
 }
 
 fn run_name(one: &Scored, index: usize, runs: usize) -> String {
@@ -177,22 +180,18 @@ fn classes(scored: &[&Scored]) -> Markup {
         cells.extend(scored.iter().map(acc));
         Row::new(cells)
     };
-    let bars = if compared.is_empty() { "" } else { "; bars to the right are gains, hatched ones to the left losses" };
-    let caption = format!("Per class, in percent{bars}");
-    table(&Table { caption, head, rows: ids.map(row).collect() })
+    table(&Table { caption: String::new(), head, rows: ids.map(row).collect() })
 }
 
 fn name(one: &Scored, id: usize) -> Cell {
     let color = one.files.first().and_then(|(_, file)| file.palette.get(id).copied());
     let name = one.mean().classes.get(id).map_or("?", |class| class.name.as_str());
-    Cell::markup(html! { @if let Some(color) = color { (swatch(color)) } (name) })
+    Cell::markup(html! { span.name { @if let Some(color) = color { (swatch(color)) } (name) } })
 }
 
 fn confusion(one: &Scored) -> Markup {
-    let caption =
-        format!("Confusion of {}: rows are labels, columns predictions, in percent of the row; below 0.5 left out", one.run.name);
     let classes = one.mean().classes.iter().map(|class| class.name.clone()).collect();
-    html! { div { (matrix(&Matrix { caption, classes, counts: one.confusion() })) } }
+    matrix(&Matrix { caption: String::new(), classes, counts: one.confusion() })
 }
 
 /// Photo, labels and every run's prediction of the same pictures.
@@ -226,7 +225,7 @@ fn pictures(scored: &[&Scored], album: &mut Album) -> Markup {
     let classes = lead.scores.classes.iter().zip(&lead.palette).map(|(class, color)| (class.name.clone(), *color));
     html! {
         h3 { "Pictures" }
-        p.note { "Predictions in class colours over the photo. Move the slider; the menus choose what is on either side." }
+        p.note { "Predictions in class colours over the photo. The slider moves the border; the menus choose what is on either side." }
         (legend(&classes.collect::<Vec<_>>()))
         (comparisons(&scenes))
     }
