@@ -84,7 +84,7 @@ pub fn run(args: EvaluateArgs) -> Result<()> {
         }
     }
     .unwrap_or(0.0);
-    if let Some(run) = args.checkpoint.as_deref().filter(|checkpoint| checkpoint.join("recipe.toml").is_file()) {
+    if let Some(run) = args.checkpoint.as_deref().filter(|checkpoint| evaluate::is_run(checkpoint)) {
         settings::refresh_report(run, &progress);
     }
     match args.fail_under {

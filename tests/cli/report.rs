@@ -125,7 +125,7 @@ fn what_is_missing_or_torn_is_said() {
     let parts = [
         "This run is not finished (step 3 of 4).",
         "metrics.jsonl: 1 line that is no whole record, left out.",
-        "1 values are no numbers",
+        "left out: 1 not a number",
         "environment.json cannot be read",
         "there is no readable log.jsonl",
         "found version 9",
@@ -166,6 +166,16 @@ fn generated_images_come_with_prompts_and_seeds() {
     assert!(page.contains("a photo of &lt;script&gt;alert(1)&lt;/script&gt; &amp; cars<small>image 0, seed 100</small>"));
     assert!(page.contains("Instance prompt: “a &lt;i&gt;sks&lt;/i&gt; street”"), "the target photo is found through the model");
     assert_eq!(page.matches("<img").count(), 48 + 1);
+
+    // An adaptation to these images shows them, and the photo they go back to.
+    adapted(&sandbox, "run", 0, 4);
+    sandbox.write("set2/images/im_0_p0.png", &sandbox.read("photos/p0.png"));
+    let recipe = sandbox.text("run/recipe.toml").replace("\"photos\"", "\"set2/images\"");
+    sandbox.write("run/recipe.toml", recipe.as_bytes());
+    sandbox.ok("report run");
+    let page = sandbox.text("run/report.html");
+    assert!(page.contains("1 of the 1 images in set2/images") && page.contains("a &lt;i&gt;sks&lt;/i&gt; street"));
+    assert_eq!(page.matches("<img").count(), 1 + 1);
 }
 
 #[test]
@@ -199,6 +209,12 @@ fn runs_are_compared_with_a_baseline() {
 fn seeds_are_shown_with_mean_and_spread() {
     let sandbox = Sandbox::new();
     sandbox.write("both/recipe.toml", RECIPE.replace("SEED", "0").as_bytes());
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(".", {
+        std::fs::create_dir(sandbox.path("both/seed-0")).unwrap();
+        sandbox.path("both/seed-0/seed-1")
+    })
+    .unwrap();
     for (seed, wrong) in [(0, 2), (3, 4)] {
         adapted(&sandbox, &format!("both/seed-{seed}"), seed, 4);
         scored(&sandbox, &format!("both/seed-{seed}"), wrong);
@@ -206,8 +222,15 @@ fn seeds_are_shown_with_mean_and_spread() {
     sandbox.ok("report both");
     let page = sandbox.text("both/report.html");
     // Sky: 80 and 60 percent.
-    for part in ["both, 2 seeds", ">70.0 ± 14.1<", "data-name=\"seed 0\"", "data-name=\"seed 3\"", "adapt, seed 3", "--seeds 0,3"]
-    {
+    for part in [
+        "both, 2 seeds",
+        ">70.0 ± 14.1<",
+        "mIoU 82.5 ± 7.5 % on town, val.",
+        "data-name=\"seed 0\"",
+        "data-name=\"seed 3\"",
+        "adapt, seed 3",
+        "--seeds 0,3",
+    ] {
         assert!(page.contains(part), "{part}");
     }
     adapted(&sandbox, "one", 1, 4);

@@ -125,7 +125,7 @@ pub fn chart(chart: &Chart) -> Markup {
             figcaption {
                 strong { (chart.title) }
                 @if logarithmic { small { " logarithmic" } }
-                @if lost > 0 { small { " " (lost) " values are no numbers and are left out" } }
+                @if lost > 0 { small { " left out: " (lost) " not a number" } }
             }
             @match axes {
                 None => p.none { "No values." },
@@ -230,7 +230,7 @@ mod tests {
             let text = of(points);
             assert!(text.contains("No values.") && !text.contains("<svg"), "{text}");
         }
-        assert!(of(&[(1.0, f64::NAN)]).contains("1 values are no numbers"));
+        assert!(of(&[(1.0, f64::NAN)]).contains("left out: 1 not a number"));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
+/// Browsers load nothing but what is in the page, whatever it says.
+const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
 /// A whole page.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +44,7 @@ impl Page {
                     meta name="viewport" content="width=device-width, initial-scale=1";
                     meta name="color-scheme" content="light dark";
                     meta name="generator" content="datum";
+                    meta http-equiv="Content-Security-Policy" content=(POLICY);
                     title { (self.title) }
                     style { (PreEscaped(STYLE)) }
                 }

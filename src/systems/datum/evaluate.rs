@@ -51,7 +51,7 @@ pub fn checkpoint(
 }
 
 /// True for run folders; a folder with nothing but a segmenter stays as it is.
-fn is_run(path: &Path) -> bool {
+pub fn is_run(path: &Path) -> bool {
     path.join("recipe.toml").is_file()
 }
 

@@ -49,9 +49,9 @@ pub fn lead(run: &Run) -> String {
     let seconds: f64 = run.stages.iter().map(|stage| stage.seconds).sum();
     let end = run.stages.iter().filter_map(|stage| stage.end).max().map_or(String::new(), |end| format!(" on {}", moment(end)));
     let took = if seconds > 0.0 { format!(" after {}", time(seconds)) } else { String::new() };
-    let mious = scores::subjects(std::slice::from_ref(run)).into_iter().filter_map(|subject| {
-        Some(format!(" mIoU {} % on {}.", terminal::percent(Some(scores::miou(run, &subject)?)), subject.title()))
-    });
+    let mious = scores::subjects(std::slice::from_ref(run))
+        .into_iter()
+        .filter_map(|subject| Some(format!(" mIoU {} % on {}.", scores::miou_text(run, &subject)?, subject.title())));
     format!("Finished{end}{took}.{}", mious.collect::<String>())
 }
 
@@ -66,7 +66,7 @@ fn of_run(run: &Run, runs: &[Run]) -> Vec<(String, String)> {
     add("Command", run.verb.map_or("unknown".into(), |verb| format!("datum {}", verb.words())));
     add("State", state(run));
     for subject in scores::subjects(runs) {
-        let miou = scores::miou(run, &subject).map_or(String::new(), |miou| terminal::percent(Some(miou)));
+        let miou = scores::miou_text(run, &subject).unwrap_or_default();
         add(&format!("mIoU on {}", subject.title()), miou);
     }
     let known = [

@@ -104,8 +104,7 @@ fn page(runs: &[Run]) -> Page {
         gallery_section(runs, &found)
     };
     add("target", "Target", galleries(Album::targets, |_| true));
-    let makes = |run: &Run| matches!(run.verb, Some(Verb::Generate | Verb::RenderStreet));
-    add("images", "Images", galleries(Album::made, makes));
+    add("images", "Images", galleries(Album::images, |_| true));
     add("samples", "Samples", galleries(Album::samples, |run| run.verb == Some(Verb::Personalize)));
     add("curves", "Curves", curves::section(runs));
     add("time", "Time and memory", facts::stages(runs));

@@ -86,14 +86,12 @@ impl Album {
     pub fn targets(&mut self, run: &Run) -> Gallery {
         match run.verb {
             Some(Verb::Personalize) => self.instance_photos(run),
-            Some(Verb::Generate) => {
-                let model = run.find(run.recipe.text("model")).and_then(|path| Run::read(&path).ok());
-                match model.filter(|model| model.verb == Some(Verb::Personalize)) {
-                    Some(model) => self.instance_photos(&model),
-                    None => self.style_photo(run),
-                }
-            }
-            Some(Verb::Adapt) => self.target_images(run),
+            Some(Verb::Generate) => match used(run, "model", Verb::Personalize) {
+                Some(model) => self.instance_photos(&model),
+                None => self.style_photo(run),
+            },
+            // Its images are those of `images`; here is the photo that they go back to.
+            Some(Verb::Adapt) => used(run, "target", Verb::Generate).map(|set| self.targets(&set)).unwrap_or_default(),
             _ => Gallery::default(),
         }
     }
@@ -145,8 +143,16 @@ impl Album {
         self.gallery(wanted.collect(), note)
     }
 
-    /// The images that the run made, evenly taken, with prompts and seeds.
-    pub fn made(&mut self, run: &Run) -> Gallery {
+    /// The images that the run made, or those it adapted to, evenly taken, with prompts and seeds.
+    pub fn images(&mut self, run: &Run) -> Gallery {
+        match run.verb {
+            Some(Verb::Generate | Verb::RenderStreet) => self.made(run),
+            Some(Verb::Adapt) => self.target_images(run),
+            _ => Gallery::default(),
+        }
+    }
+
+    fn made(&mut self, run: &Run) -> Gallery {
         let wanted = evenly(&run.items, SHEET).into_iter().filter_map(|item| {
             let text = |key: &str| item.get(key).and_then(Value::as_str);
             let number = |key: &str| item.get(key).and_then(Value::as_u64);
@@ -196,6 +202,12 @@ impl Album {
         let size = images::inspect(&path).ok()?;
         self.admit(Picture { jpeg, size, alt })
     }
+}
+
+/// The run of `verb` that a setting leads to: the folder it names, or the one that folder lies in.
+fn used(run: &Run, key: &str, verb: Verb) -> Option<Run> {
+    let folder = run.find(run.recipe.text(key)).filter(|path| path.is_dir())?.canonicalize().ok()?;
+    folder.ancestors().take(2).filter_map(|folder| Run::read(folder).ok()).find(|found| found.verb == Some(verb))
 }
 
 fn shrunk(path: &Path, side: usize, alt: &str) -> Result<Picture> {

@@ -41,8 +41,8 @@ impl Recipe {
     /// The value of a dotted key.
     fn get(&self, key: &str) -> Option<&Value> {
         let (group, name) = key.rsplit_once('.').unwrap_or(("", key));
-        let groups = group.split('.').filter(|part| !part.is_empty());
-        groups.fold(Some(&self.values), |table, part| table?.get(part)?.as_table())?.get(name)
+        let mut groups = group.split('.').filter(|part| !part.is_empty());
+        groups.try_fold(&self.values, |table, part| table.get(part)?.as_table())?.get(name)
     }
 
     /// True if there is such a key.

@@ -99,36 +99,36 @@ impl Run {
     /// # Errors
     /// [`Error::Data`] for a folder without `recipe.toml`, or with one that is broken.
     pub fn read(path: &Path) -> Result<Self> {
+        let of_seed = |(seed, folder): (u64, PathBuf)| Ok((seed, Self::with_seeds(&folder, Vec::new())?));
+        let seeds = segmenter_file::seeds(path).into_iter().map(of_seed).collect::<Result<Vec<_>>>()?;
+        Self::with_seeds(path, seeds)
+    }
+
+    fn with_seeds(path: &Path, seeds: Vec<(u64, Self)>) -> Result<Self> {
         let file = path.join("recipe.toml");
         if !file.is_file() {
-            let found = if path.is_dir() {
-                "a folder without it"
-            } else if path.exists() {
-                "a file"
-            } else {
-                "nothing there"
+            let found = match (path.is_dir(), path.exists()) {
+                (true, _) => "a folder without it",
+                (_, true) => "a file",
+                _ => "nothing there",
             };
             let next = "name the folder of a run of `pretrain`, `personalize`, `generate` or `adapt`";
             return Err(Error::data(path, "a run folder (with recipe.toml)", found, next));
         }
         let recipe = Recipe::read(&file)?;
-        let verb = Verb::of(&recipe);
         let mut run = Self {
             path: path.into(),
             name: name(path),
-            verb,
+            verb: Verb::of(&recipe),
             recipe,
             environment: Value::Null,
             stages: Vec::new(),
             curves: Vec::new(),
             scores: Vec::new(),
             items: Vec::new(),
-            seeds: Vec::new(),
+            seeds,
             notes: Vec::new(),
         };
-        for (seed, folder) in segmenter_file::seeds(path) {
-            run.seeds.push((seed, Self::read(&folder)?));
-        }
         run.read_environment();
         run.read_stages();
         run.read_curves();

@@ -63,6 +63,12 @@ pub fn miou(run: &Run, subject: &Subject) -> Option<f64> {
     Scored::new(run, subject)?.mean().miou
 }
 
+/// The same as text, in percent, with the spread over seeds.
+pub fn miou_text(run: &Run, subject: &Subject) -> Option<String> {
+    let scored = Scored::new(run, subject)?;
+    Some(percent(Some(scored.mean().miou?), scored.series.sd.miou))
+}
+
 /// One subject: tables, matrices, pictures. The first run is the baseline.
 pub fn section(runs: &[Run], subject: &Subject, album: &mut Album) -> Markup {
     let scored: Vec<Scored> = runs.iter().filter_map(|run| Scored::new(run, subject)).collect();
