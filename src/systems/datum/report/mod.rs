@@ -1,6 +1,6 @@
 //! `datum report`: one HTML page about a run, or about several side by side.
 //!
-//! [`run`] reads what a folder holds, `recipe`, `metrics` and `pictures` parts of it; `facts`, `scores` and `curves` turn it
+//! `run` reads what a folder holds, `recipe`, `metrics` and `pictures` parts of it; `facts`, `scores` and `curves` turn it
 //! into sections; [`write()`] puts the page together. How a page looks is in [`crate::report::html`].
 
 mod curves;
