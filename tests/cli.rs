@@ -8,6 +8,8 @@ mod generate;
 mod happy;
 #[path = "cli/help.rs"]
 mod help;
+#[path = "cli/report.rs"]
+mod report;
 #[path = "cli/resume.rs"]
 mod resume;
 #[path = "cli/street.rs"]

@@ -104,7 +104,7 @@ fn train(args: &AdaptArgs, run: &RunArgs, resume: Option<&Resume>) -> Result<(Pa
     let run = settings::run_folder("adapt", &settings::stem(&config.source), run, resume)?;
     let work = || adapt::run(config, &run, resume, &settings::search(), &progress);
     let init = segmenter_file::locate(Path::new(&config.init)).display().to_string();
-    let file = settings::recorded(&run, &resolved, &[&config.encoder_weights, &init], resume, work)?;
+    let file = settings::recorded(&run, &resolved, &[&config.encoder_weights, &init], resume, &progress, work)?;
     Ok((run.path().into(), file))
 }
 
@@ -130,7 +130,8 @@ fn train_seeds(args: &AdaptArgs, resume: Option<&Resume>) -> Result<(PathBuf, Ve
         let run = RunArgs { seed: Some(seed), output: Some(output), ..args.run.clone() };
         Ok(train(args, &run, resume.filter(|_| started))?.1)
     };
+    let progress = args.display.progress();
     let work = || args.seeds.iter().map(of_seed).collect::<Result<Vec<_>>>();
-    let files = settings::recorded(&parent, &resolved, &[], resume, work)?;
+    let files = settings::recorded(&parent, &resolved, &[], resume, &progress, work)?;
     Ok((parent.path().into(), files))
 }

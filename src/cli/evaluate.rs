@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 
 /// Score a segmenter, or a folder of predictions, on a labelled data set
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  datum evaluate --checkpoint runs/adapted --dataset camvid=photos/dusk\n  \
+#[command(
+    after_help = "A run keeps its scores (scores/) and shows them in its report.html; a segmenter file leaves nothing behind.\n\n\
+                        Examples:\n  datum evaluate --checkpoint runs/adapted --dataset camvid=photos/dusk\n  \
                         datum evaluate --predictions ids --dataset cityscapes --split val --json\n  \
-                        datum evaluate --checkpoint runs/adapted --dataset cityscapes --fail-under 0.5")]
+                        datum evaluate --checkpoint runs/adapted --dataset cityscapes --fail-under 0.5"
+)]
 pub struct EvaluateArgs {
     /// Run of `adapt`, or a segmenter file; of a run with `--seeds`, mean and spread are shown
     #[arg(long, value_name = "RUN|FILE", required_unless_present = "predictions", conflicts_with = "predictions")]
@@ -81,6 +84,9 @@ pub fn run(args: EvaluateArgs) -> Result<()> {
         }
     }
     .unwrap_or(0.0);
+    if let Some(run) = args.checkpoint.as_deref().filter(|checkpoint| evaluate::is_run(checkpoint)) {
+        settings::refresh_report(run, &progress);
+    }
     match args.fail_under {
         Some(least) if miou < least => Err(Error::Gate(format!("mIoU {miou:.4} is below --fail-under {least}"))),
         _ => Ok(()),

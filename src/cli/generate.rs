@@ -95,8 +95,8 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     }
     let progress = args.display.progress();
     let (run, output) = open(config, &args.run)?;
-    settings::record(&run, &resolved, &[&config.prompts])?;
-    let made = run.timed("generate", || generate::run(config, &run, &output, &settings::places(), &progress))?;
+    let work = || run.timed("generate", || generate::run(config, &run, &output, &settings::places(), &progress));
+    let made = settings::recorded(&run, &resolved, &[&config.prompts], None, &progress, work)?;
     let result = json!({ "images": made.folder, "made": made.made, "kept": made.kept, "run": run.path() });
     args.display.result(&result, || format!("{}", made.folder.display()))
 }

@@ -11,6 +11,7 @@ mod predict;
 mod pretrain;
 pub mod progress;
 pub mod recipe;
+mod report;
 mod settings;
 
 use crate::base::Result;
@@ -37,6 +38,7 @@ enum Verb {
     Evaluate(evaluate::EvaluateArgs),
     Predict(predict::PredictArgs),
     Dataset(dataset::DatasetArgs),
+    Report(report::ReportArgs),
 }
 
 /// Runs the `datum` program on the process's arguments.
@@ -70,6 +72,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
         Verb::Dataset(args) => dataset::run(args),
+        Verb::Report(args) => report::run(args),
     }
 }
 

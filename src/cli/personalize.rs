@@ -122,7 +122,7 @@ pub fn run(args: PersonalizeArgs) -> Result<()> {
     let run = settings::run_folder("personalize", &settings::stem(first), &args.run, resume)?;
     let inputs: Vec<&str> = config.images.iter().map(String::as_str).collect();
     let work = || personalize::run(config, &run, resume, &settings::places(), &progress);
-    let folder = settings::recorded(&run, &resolved, &inputs, resume, work)?;
+    let folder = settings::recorded(&run, &resolved, &inputs, resume, &progress, work)?;
     let result = json!({ "model": folder, "run": run.path() });
     args.display.result(&result, || format!("{}", folder.display()))
 }

@@ -55,7 +55,7 @@ pub fn run(args: PretrainArgs) -> Result<()> {
     let resume = args.resume.resume.as_ref();
     let run = settings::run_folder("pretrain", &settings::stem(&config.images), &args.run, resume)?;
     let work = || pretrain::run(config, &run, resume, &progress);
-    let folder = settings::recorded(&run, &resolved, &[&config.captions], resume, work)?;
+    let folder = settings::recorded(&run, &resolved, &[&config.captions], resume, &progress, work)?;
     let result = json!({ "model": folder, "run": run.path() });
     args.display.result(&result, || format!("{}", folder.display()))
 }

@@ -2,11 +2,13 @@
 
 use super::common::RunArgs;
 use super::recipe::{Layers, Resolved};
+use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::Search;
 use crate::io::hash;
 use crate::io::hub::HubSettings;
 use crate::systems::datum::base::Places;
+use crate::systems::datum::report;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use serde::Serialize;
@@ -76,24 +78,35 @@ fn run_of(path: &Path) -> PathBuf {
     }
 }
 
-/// Does the work of a training run with `recipe.toml` and `environment.json` in its folder. A resumed run keeps the ones it
-/// has until the work accepted the settings.
+/// Does the work of a run with `recipe.toml` and `environment.json` in its folder, and `report.html` at its end. A resumed run
+/// keeps the settings it has until the work accepted the new ones.
 pub fn recorded<T: Serialize, R>(
     run: &RunDir,
     resolved: &Resolved<T>,
     inputs: &[&str],
     resume: Option<&Resume>,
+    progress: &dyn Progress,
     work: impl FnOnce() -> Result<R>,
 ) -> Result<R> {
     if resume.is_none() {
         record(run, resolved, inputs)?;
-        return work();
     }
     let result = work();
-    if matches!(result, Ok(_) | Err(Error::Interrupted { .. })) {
+    if resume.is_some() && matches!(result, Ok(_) | Err(Error::Interrupted { .. })) {
         record(run, resolved, inputs)?;
     }
+    if result.is_ok() {
+        refresh_report(run.path(), progress);
+    }
     result
+}
+
+/// Brings `report.html` of a run up to date. The run is worth more than its report: what goes wrong is a warning.
+pub fn refresh_report(run: &Path, progress: &dyn Progress) {
+    match report::refresh(run) {
+        Ok(written) => progress.say(&format!("report: {}", written.path.display())),
+        Err(error) => progress.warn(&format!("no report was written: {error}")),
+    }
 }
 
 /// Writes `recipe.toml` and `environment.json`; `inputs` are files whose hashes are recorded.

@@ -1,7 +1,7 @@
 //! Scores from a confusion matrix.
 
 use super::ConfusionMatrix;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Classes that SYNTHIA lacks; without them its benchmark has 16.
 const NOT_IN_SYNTHIA: [&str; 3] = ["terrain", "truck", "train"];
@@ -9,7 +9,7 @@ const NOT_IN_SYNTHIA: [&str; 3] = ["terrain", "truck", "train"];
 const NOT_IN_13: [&str; 3] = ["wall", "fence", "pole"];
 
 /// One class.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassScore {
     /// Its name.
     pub name: String,
@@ -20,7 +20,7 @@ pub struct ClassScore {
 }
 
 /// Scores of a data set, 0…1. Serialises to the object that `--json` prints.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// Mean IoU over the classes that have one.
     #[serde(rename = "mIoU")]
@@ -32,10 +32,10 @@ pub struct Scores {
     #[serde(rename = "aAcc")]
     pub aacc: Option<f64>,
     /// The mean IoU of SYNTHIA's benchmark: 16 of the Cityscapes classes; only for those classes.
-    #[serde(rename = "mIoU16", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "mIoU16", default, skip_serializing_if = "Option::is_none")]
     pub miou16: Option<f64>,
     /// The same without wall, fence and pole.
-    #[serde(rename = "mIoU13", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "mIoU13", default, skip_serializing_if = "Option::is_none")]
     pub miou13: Option<f64>,
     /// In train-id order.
     pub classes: Vec<ClassScore>,

@@ -7,6 +7,7 @@ pub mod images;
 pub mod manifest;
 pub mod png_text;
 pub mod text;
+pub mod thumbnail;
 pub mod tokenizer;
 pub mod weights;
 

@@ -1,4 +1,5 @@
-//! Showing what happened: TensorBoard event files and tables for terminals.
+//! Showing what happened: TensorBoard event files, tables for terminals, and the parts of HTML pages.
 
+pub mod html;
 pub mod tensorboard;
 pub mod terminal;

@@ -7,6 +7,8 @@
 //!   metrics.jsonl      numbers of each step; the same bytes for interrupted-and-resumed and uninterrupted runs
 //!   log.jsonl          stages with wall-clock times and peak memory
 //!   checkpoints/       see the module `checkpoint`
+//!   scores/            what `evaluate` found, see `eval::score_file`
+//!   report.html        all of this as a page
 //! ```
 
 use crate::base::metrics::{Metrics, Sink};
@@ -24,6 +26,8 @@ const LOCK_FILE: &str = ".lock";
 const RECIPE_FILE: &str = "recipe.toml";
 const ENVIRONMENT_FILE: &str = "environment.json";
 const LOG_FILE: &str = "log.jsonl";
+/// The page about the run; see `datum report`.
+pub const REPORT_FILE: &str = "report.html";
 
 /// A run folder held by this process. The lock ends with the value; a numbered folder in which nothing was done goes with it.
 #[derive(Debug)]
@@ -79,10 +83,11 @@ impl RunDir {
         unreachable!("the loop ends by returning")
     }
 
-    /// True while nothing but settings and the log has been written.
+    /// True while nothing but settings, the log and a report of them has been written.
     fn is_untouched(&self) -> Result<bool> {
         let entries = fs::read_dir(&self.path).map_err(|e| Error::io(&self.path, e))?;
-        let settings = |name: OsString| [LOCK_FILE, RECIPE_FILE, ENVIRONMENT_FILE, LOG_FILE].iter().any(|file| name == *file);
+        let settings =
+            |name: OsString| [LOCK_FILE, RECIPE_FILE, ENVIRONMENT_FILE, LOG_FILE, REPORT_FILE].iter().any(|file| name == *file);
         Ok(entries.filter_map(|entry| entry.ok()).all(|entry| settings(entry.file_name())))
     }
 
@@ -231,7 +236,7 @@ fn today() -> String {
 }
 
 /// The date `days` after 1970-01-01. Years are counted from March, so that a leap day is the last day of a year.
-fn date(days: u64) -> String {
+pub fn date(days: u64) -> String {
     let days = days + 719_468; // since 0000-03-01
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

@@ -48,6 +48,9 @@ fn from_photos_to_a_scored_segmenter() {
     assert_eq!(writes_only(&sandbox, &daformer, "adapted"), "adapted/segmenter.safetensors\n");
     let last = json(lines(&sandbox.path("adapted/metrics.jsonl")).last().unwrap());
     assert_eq!(last["step"], 3);
+    for (run, part) in [("small", "U-Net: Loss"), ("mine", "photos/p0.png"), ("set2", "All 3 images"), ("adapted", "fourier")] {
+        assert!(sandbox.text(&format!("{run}/report.html")).contains(part), "{run}: {part}");
+    }
 
     evaluation(&sandbox);
     prediction(&sandbox);
@@ -55,6 +58,7 @@ fn from_photos_to_a_scored_segmenter() {
 
 fn evaluation(sandbox: &Sandbox) {
     let before = sandbox.files();
+    assert!(sandbox.text("adapted/report.html").contains("there is no scores/"));
     let scores = json(&sandbox.ok("evaluate --checkpoint adapted --dataset set.toml --json").stdout);
     assert_eq!(scores["images"], 4);
     let names: Vec<&Value> = scores["classes"].as_array().unwrap().iter().map(|class| &class["name"]).collect();
@@ -76,7 +80,15 @@ fn evaluation(sandbox: &Sandbox) {
     assert!(gate.stderr.contains("is below --fail-under 0.99"), "{}", gate.stderr);
     sandbox.ok("evaluate --checkpoint adapted --dataset set.toml --fail-under 0");
     sandbox.fails("evaluate --checkpoint adapted --dataset set.toml --fail-under 50", 2, &["from 0 to 1"]);
-    assert_eq!(sandbox.files(), before, "evaluate writes nothing");
+    // The run keeps its scores; the evaluation of the file alone left nothing.
+    let kept: Vec<String> = sandbox.files().difference(&before).map(|file| file.display().to_string()).collect();
+    assert!(kept.iter().all(|file| file.starts_with("adapted/scores/set")), "{kept:?}");
+    assert_eq!(kept.len(), 2 * (1 + 3 * 4), "whole and sliding: scores, and three pictures for each of four: {kept:?}");
+    let file = json(&sandbox.text("adapted/scores/set.json"));
+    assert_eq!((&file["format_version"], &file["scores"]), (&1.into(), &scores));
+    let report = sandbox.text("adapted/report.html");
+    let miou = format!("mIoU {:.1} % on set, all images.", 100.0 * scores["mIoU"].as_f64().unwrap());
+    assert!(report.contains(&miou) && report.matches("class=\"scene\"").count() == 8, "{miou}");
 
     sandbox.ok("predict --checkpoint adapted set/images --format train-ids --output ids");
     let again = json(&sandbox.ok("evaluate --predictions ids --dataset set.toml --json").stdout);

@@ -1,19 +1,27 @@
 //! `datum evaluate` and `datum predict`.
 
-use super::segmenter_file::Segmenter;
+use super::segmenter_file::{self, Segmenter};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
-use crate::data::Dataset;
-use crate::eval::{self, Evaluation, Format, Inference};
-use crate::io::images;
-use crate::labels::{Classes, IdMap};
+use crate::data::{Dataset, Sample};
+use crate::eval::{self, Evaluation, ExamplePicture, Format, Inference, ScoreFile, Subject};
+use crate::io::images::{self, RgbImage};
+use crate::io::{hash, thumbnail};
+use crate::labels::{Classes, IdMap, LabelMap, overlay};
 use crate::models::segmenter::Segmenter as _;
 use crate::nn::Pass;
 use candle_core::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Scores a trained segmenter on a labelled data set. `each_to` receives colour overlays of every picture.
+/// Pictures that a run keeps of an evaluation.
+const KEPT: usize = 6;
+/// Their longer side in pixels at most.
+const KEPT_SIDE: usize = 640;
+const OPACITY: f32 = 0.5;
+
+/// Scores a trained segmenter on a labelled data set. `each_to` receives colour overlays of every picture. A run folder keeps
+/// the scores and a few pictures; where it cannot be written, that is a warning.
 pub fn checkpoint(
     path: &Path,
     dataset: &Dataset,
@@ -25,14 +33,70 @@ pub fn checkpoint(
     let segmenter = Segmenter::open(path)?;
     segmenter.fits(dataset, path)?;
     let model = |images: &Tensor| segmenter.network.forward(images, &Pass::eval());
-    segmenter.evaluator(inference).evaluate(dataset, split, &model, progress, |sample, image, prediction| match each_to {
-        None => Ok(()),
-        Some(folder) => {
-            let path = folder.join(format!("{}.png", sample.stem));
-            let format = Format::Color { opacity: 0.5 };
-            eval::write_prediction(&path, image, prediction, &dataset.classes, &dataset.id_map, format)
+    let mut examples = if is_run(path) { Examples::new(dataset, split)? } else { Examples::default() };
+    let each = |sample: &Sample, image: &RgbImage, prediction: &LabelMap| {
+        examples.see(dataset, sample, image, prediction)?;
+        let Some(folder) = each_to else { return Ok(()) };
+        let path = folder.join(format!("{}.png", sample.stem));
+        eval::write_prediction(&path, image, prediction, &dataset.classes, &dataset.id_map, Format::Color { opacity: OPACITY })
+    };
+    let evaluation = segmenter.evaluator(inference).evaluate(dataset, split, &model, progress, each)?;
+    if is_run(path) {
+        let subject = subject(dataset, split, inference);
+        if let Err(error) = keep(path, subject, dataset, &evaluation, &examples.pictures) {
+            progress.warn(&format!("the scores were not written into the run: {error}"));
         }
-    })
+    }
+    Ok(evaluation)
+}
+
+/// True for run folders; a folder with nothing but a segmenter stays as it is.
+pub fn is_run(path: &Path) -> bool {
+    path.join("recipe.toml").is_file()
+}
+
+fn subject(dataset: &Dataset, split: Option<&str>, inference: Inference) -> Subject {
+    let root = dataset.root.canonicalize().unwrap_or_else(|_| dataset.root.clone());
+    let inference = match inference {
+        Inference::Whole => "whole".to_string(),
+        Inference::Slide { window, stride } => format!("slide {} {}", window.0, stride.0),
+    };
+    Subject { dataset: dataset.name.clone(), root, split: split.map(String::from), inference }
+}
+
+fn keep(run: &Path, subject: Subject, dataset: &Dataset, found: &Evaluation, pictures: &[ExamplePicture]) -> Result<()> {
+    let segmenter = hash::file(&segmenter_file::locate(run))?;
+    let palette = dataset.classes.palette.clone();
+    ScoreFile::new(subject, segmenter, found.scores.clone(), palette, &found.matrix).write(run, pictures).map(|_| ())
+}
+
+/// A few pictures, evenly taken, the same ones for every segmenter.
+#[derive(Default)]
+struct Examples {
+    wanted: BTreeSet<PathBuf>,
+    pictures: Vec<ExamplePicture>,
+}
+
+impl Examples {
+    fn new(dataset: &Dataset, split: Option<&str>) -> Result<Self> {
+        let samples = dataset.samples(split)?;
+        let count = KEPT.min(samples.len());
+        let wanted = (0..count).map(|i| samples[(2 * i + 1) * samples.len() / (2 * count)].image.clone()).collect();
+        Ok(Self { wanted, pictures: Vec::new() })
+    }
+
+    fn see(&mut self, dataset: &Dataset, sample: &Sample, image: &RgbImage, prediction: &LabelMap) -> Result<()> {
+        if !self.wanted.contains(&sample.image) {
+            return Ok(());
+        }
+        let palette = &dataset.classes.palette;
+        let label = overlay(image, &dataset.load_label(sample)?, palette, OPACITY);
+        let prediction = overlay(image, prediction, palette, OPACITY);
+        let jpeg = |picture: RgbImage| thumbnail::jpeg(&thumbnail::shrink(picture, KEPT_SIDE), 82);
+        let files = [jpeg(image.clone())?, jpeg(prediction)?, jpeg(label)?];
+        self.pictures.push(ExamplePicture { stem: sample.stem.clone(), files });
+        Ok(())
+    }
 }
 
 /// Segments pictures; `inputs` are files and folders. Returns how many were written and how many could not be read.

@@ -10,4 +10,5 @@ pub mod evaluate;
 pub mod generate;
 pub mod personalize;
 pub mod pretrain;
+pub mod report;
 pub mod segmenter_file;
