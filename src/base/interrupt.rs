@@ -14,6 +14,20 @@ pub fn install() {
     });
 }
 
+/// Asks another process to save and stop, as Ctrl-C does. Best effort: it may have ended.
+pub fn pass_on(process: u32) {
+    #[cfg(unix)]
+    if let Ok(process) = libc::pid_t::try_from(process) {
+        #[allow(unsafe_code)]
+        // SAFETY: sends a signal and touches no memory.
+        unsafe {
+            libc::kill(process, libc::SIGINT);
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = process;
+}
+
 /// True after Ctrl-C (or SIGTERM, SIGHUP) was received.
 pub fn requested() -> bool {
     PRESSES.load(Ordering::SeqCst) > 0

@@ -4,6 +4,7 @@
 mod adapt;
 pub mod common;
 mod dataset;
+mod demo;
 mod evaluate;
 mod generate;
 mod personalize;
@@ -38,6 +39,7 @@ enum Verb {
     Evaluate(evaluate::EvaluateArgs),
     Predict(predict::PredictArgs),
     Dataset(dataset::DatasetArgs),
+    Demo(demo::DemoArgs),
     Report(report::ReportArgs),
 }
 
@@ -72,6 +74,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
         Verb::Dataset(args) => dataset::run(args),
+        Verb::Demo(args) => demo::run(args),
         Verb::Report(args) => report::run(args),
     }
 }

@@ -37,8 +37,8 @@ struct Flags {
     /// Caption of photos without one of their own
     #[arg(long, value_name = "TEXT")]
     template: Option<String>,
-    /// `scratch`, or a diffusers folder to go on from
-    #[arg(long, value_name = "scratch|FOLDER")]
+    /// `scratch`, or a model to go on from: `nano`, a diffusers folder or a hub id
+    #[arg(long, value_name = "scratch|nano|FOLDER")]
     base: Option<String>,
 }
 
@@ -54,7 +54,7 @@ pub fn run(args: PretrainArgs) -> Result<()> {
     let progress = args.display.progress();
     let resume = args.resume.resume.as_ref();
     let run = settings::run_folder("pretrain", &settings::stem(&config.images), &args.run, resume)?;
-    let work = || pretrain::run(config, &run, resume, &progress);
+    let work = || pretrain::run(config, &run, resume, &settings::places(), &progress);
     let folder = settings::recorded(&run, &resolved, &[&config.captions], resume, &progress, work)?;
     let result = json!({ "model": folder, "run": run.path() });
     args.display.result(&result, || format!("{}", folder.display()))

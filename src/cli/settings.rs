@@ -17,10 +17,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Recipes that live in the program.
-const SHIPPED: &[(&str, &str)] = &[("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml"))];
+const SHIPPED: &[(&str, &str)] = &[
+    ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
+    ("nano", include_str!("../../recipes/nano.toml")),
+    ("demo", include_str!("../../recipes/demo.toml")),
+    ("demo-fast", include_str!("../../recipes/demo-fast.toml")),
+];
 
 /// Verbs with a table of their own in recipes.
-const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street"];
+const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street", "demo"];
 
 /// Folder of numbered runs.
 pub const RUNS: &str = "runs";

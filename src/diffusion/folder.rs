@@ -49,6 +49,8 @@ pub struct PipelineFolder {
     pub tokenizer: Tokenizer,
     /// Settings in the files that were ignored, one line each, for the user to see.
     pub warnings: Vec<String>,
+    /// Weights of U-Net, autoencoder and text encoder of a pipeline that lies in memory.
+    memory: Option<[BTreeMap<String, Tensor>; 3]>,
 }
 
 impl PipelineFolder {
@@ -70,28 +72,68 @@ impl PipelineFolder {
             scheduler_config: read(path, "scheduler/scheduler_config.json", &mut warnings)?,
             tokenizer: Tokenizer::open(&path.join("tokenizer"))?,
             warnings: Vec::new(),
+            memory: None,
         };
-        folder.settings().check(path)?;
-        noise_config(&folder.scheduler_config).map_err(|e| {
-            let file = path.join("scheduler/scheduler_config.json");
+        Self { warnings, ..folder }.checked()
+    }
+
+    /// A pipeline whose weights are at hand, `[unet, vae, text encoder]`; `name` stands for its path.
+    ///
+    /// # Errors
+    /// Parts that do not fit each other.
+    pub fn in_memory(
+        name: &str,
+        (unet_config, vae_config): (UNetConfig, VaeConfig),
+        (text_config, scheduler_config): (TextConfig, SchedulerConfig),
+        tokenizer: Tokenizer,
+        weights: [BTreeMap<String, Tensor>; 3],
+    ) -> Result<Self> {
+        let (path, warnings, memory) = (name.into(), Vec::new(), Some(weights));
+        Self { path, unet_config, vae_config, text_config, scheduler_config, tokenizer, warnings, memory }.checked()
+    }
+
+    fn checked(self) -> Result<Self> {
+        self.settings().check(&self.path)?;
+        noise_config(&self.scheduler_config).map_err(|e| {
+            let file = self.path.join("scheduler/scheduler_config.json");
             Error::data(file, "settings of a noise schedule", e.to_string(), "correct the file")
         })?;
-        Ok(Self { warnings, ..folder })
+        Ok(self)
+    }
+
+    /// What names it from any working directory.
+    pub fn origin(&self) -> Result<PathBuf> {
+        match self.memory {
+            Some(_) => Ok(self.path.clone()),
+            None => std::path::absolute(&self.path).map_err(|e| Error::io(&self.path, e)),
+        }
+    }
+
+    /// Weights of one network.
+    pub fn weights(&self, part: Part) -> Result<Box<dyn TensorSource>> {
+        match &self.memory {
+            Some([unet, vae, text]) => Ok(Box::new(match part {
+                Part::UNet => unet.clone(),
+                Part::Vae => vae.clone(),
+                Part::TextEncoder => text.clone(),
+            })),
+            None => part.open(&self.path),
+        }
     }
 
     /// Weights of the U-Net.
     pub fn unet(&self) -> Result<Box<dyn TensorSource>> {
-        Part::UNet.open(&self.path)
+        self.weights(Part::UNet)
     }
 
     /// Weights of the autoencoder.
     pub fn vae(&self) -> Result<Box<dyn TensorSource>> {
-        Part::Vae.open(&self.path)
+        self.weights(Part::Vae)
     }
 
     /// Weights of the text encoder.
     pub fn text(&self) -> Result<Box<dyn TensorSource>> {
-        Part::TextEncoder.open(&self.path)
+        self.weights(Part::TextEncoder)
     }
 
     /// The settings of this folder, for [`save_pipeline`].

@@ -7,7 +7,9 @@ pub mod folder;
 pub mod footprint;
 pub mod lora;
 pub mod model;
+pub mod nano;
 pub mod noise_schedule;
+pub mod packed;
 pub mod sampler;
 pub mod text_to_image;
 

@@ -47,7 +47,11 @@ impl Model {
 
     /// Reads a diffusers folder, strictly.
     pub fn open(path: &Path) -> Result<Self> {
-        let folder = PipelineFolder::open(path)?;
+        Self::of(PipelineFolder::open(path)?)
+    }
+
+    /// Reads the weights of an open folder, strictly.
+    pub fn of(folder: PipelineFolder) -> Result<Self> {
         let unet = Builder::from_source(folder.unet()?, 0);
         UNet::new(&folder.unet_config, &unet)?;
         let vae = Builder::from_source(folder.vae()?, 0);

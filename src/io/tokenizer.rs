@@ -44,7 +44,10 @@ impl Tokenizer {
     /// Missing or foreign files.
     pub fn open(folder: &Path) -> Result<Self> {
         let json = folder.join("tokenizer.json");
-        let mut parts = if json.is_file() { Parts::from_tokenizer_json(&json)? } else { Parts::from_vocab_files(folder)? };
+        let mut parts = match json.is_file() {
+            true => Parts::from_tokenizer_json(&json, &read_object(&json)?)?,
+            false => Parts::from_vocab_files(folder)?,
+        };
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = folder.join(name);
             if path.is_file() {
@@ -52,6 +55,26 @@ impl Tokenizer {
             }
         }
         Self::new(parts, folder)
+    }
+
+    /// From the texts of `tokenizer.json` and `tokenizer_config.json`; `origin` is for messages.
+    ///
+    /// # Errors
+    /// Foreign texts.
+    pub fn from_json(tokenizer: &str, settings: &str, origin: &Path) -> Result<Self> {
+        let mut parts = Parts::from_tokenizer_json(origin, &parse_object(origin, tokenizer.as_bytes())?)?;
+        parts.read_settings(&parse_object(origin, settings.as_bytes())?);
+        Self::new(parts, origin)
+    }
+
+    /// The texts of `tokenizer.json` and `tokenizer_config.json`.
+    pub fn to_json(&self) -> (String, String) {
+        let parts = &self.parts;
+        let config = json!({
+            "add_prefix_space": false, "bos_token": START, "do_lower_case": true, "eos_token": END, "errors": "replace",
+            "model_max_length": parts.length, "pad_token": parts.pad_token, "tokenizer_class": "CLIPTokenizer", "unk_token": END,
+        });
+        (format!("{:#}", parts.to_json(self.start, self.end)), format!("{config:#}\n"))
     }
 
     /// Learns a vocabulary of at most `vocab_size` entries from `texts`: all 256 bytes, inside and at the end of words, the
@@ -123,16 +146,13 @@ impl Tokenizer {
         let vocab: Map<String, Value> = by_id.into_iter().map(|(id, token)| (token.clone(), id.into())).collect();
         let merges: String = parts.merges.iter().map(|(a, b)| format!("{a} {b}\n")).collect();
         let specials = json!({"bos_token": START, "eos_token": END, "pad_token": parts.pad_token, "unk_token": END});
-        let config = json!({
-            "add_prefix_space": false, "bos_token": START, "do_lower_case": true, "eos_token": END, "errors": "replace",
-            "model_max_length": parts.length, "pad_token": parts.pad_token, "tokenizer_class": "CLIPTokenizer", "unk_token": END,
-        });
+        let (tokenizer, config) = self.to_json();
         let write = |name: &str, text: String| atomic::write(&folder.join(name), text.as_bytes());
         write("vocab.json", Value::Object(vocab).to_string())?;
         write("merges.txt", format!("#version: 0.2\n{merges}"))?;
-        write("tokenizer.json", format!("{:#}", parts.to_json(self.start, self.end)))?;
+        write("tokenizer.json", tokenizer)?;
         write("special_tokens_map.json", format!("{specials:#}\n"))?;
-        write("tokenizer_config.json", format!("{config:#}\n"))?;
+        write("tokenizer_config.json", config)?;
         match parts.added.is_empty() {
             true => Ok(()),
             false => write("added_tokens.json", format!("{:#}\n", json!(parts.added))),
@@ -179,8 +199,7 @@ impl Parts {
         Ok(Self { vocab, merges, added, pad_token: END.into(), length: DEFAULT_LENGTH })
     }
 
-    fn from_tokenizer_json(path: &Path) -> Result<Self> {
-        let file = read_object(path)?;
+    fn from_tokenizer_json(path: &Path, file: &Map<String, Value>) -> Result<Self> {
         let model = &file.get("model").cloned().unwrap_or_default();
         let foreign =
             |what: &str| Error::data(path, "a CLIP tokenizer (BPE with `</w>`)", what, "use the tokenizer of the model");
@@ -251,8 +270,11 @@ impl Parts {
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::data(path, "a JSON object", e.to_string(), "copy or download the file again"))
+    parse_object(path, &text)
+}
+
+fn parse_object(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
+    serde_json::from_slice(text).map_err(|e| Error::data(path, "a JSON object", e.to_string(), "copy or download the file again"))
 }
 
 fn ids(path: &Path, object: &Map<String, Value>) -> Result<BTreeMap<String, u32>> {

@@ -3,9 +3,10 @@
 
 use super::TensorSource;
 use crate::base::{Error, Result};
+use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
-use safetensors::View;
 use safetensors::tensor::{Metadata, TensorView};
+use safetensors::{SafeTensors, View};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -82,7 +83,6 @@ impl TensorSource for SafetensorsFile {
     }
 
     fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
-        use candle_core::safetensors::Load;
         let info = self.header.info(name).ok_or_else(|| {
             Error::data(
                 &self.path,
@@ -93,11 +93,31 @@ impl TensorSource for SafetensorsFile {
         })?;
         let bytes = self.bytes(info.data_offsets).map_err(|e| Error::io(&self.path, e))?;
         let tensor = TensorView::new(info.dtype, info.shape.clone(), &bytes).map_err(candle_core::Error::from)?.load(device)?;
-        Ok(match tensor.dtype() {
-            DType::F16 | DType::BF16 | DType::F64 => tensor.to_dtype(DType::F32)?,
-            _ => tensor,
-        })
+        in_single_precision(tensor)
     }
+}
+
+/// All tensors of a safetensors file in memory, as f32 where they are 16 bit, and its string metadata; `name` is for messages.
+///
+/// # Errors
+/// Bytes of another format.
+pub fn from_bytes(bytes: &[u8], name: &str) -> Result<(BTreeMap<String, Tensor>, BTreeMap<String, String>)> {
+    let foreign = |e: safetensors::SafeTensorError| {
+        Error::data(name, "a whole safetensors file", e.to_string(), "copy or download the file again")
+    };
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(foreign)?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in SafeTensors::deserialize(bytes).map_err(foreign)?.tensors() {
+        tensors.insert(name, in_single_precision(view.load(&Device::Cpu)?)?);
+    }
+    Ok((tensors, header.metadata().clone().unwrap_or_default().into_iter().collect()))
+}
+
+fn in_single_precision(tensor: Tensor) -> Result<Tensor> {
+    Ok(match tensor.dtype() {
+        DType::F16 | DType::BF16 | DType::F64 => tensor.to_dtype(DType::F32)?,
+        _ => tensor,
+    })
 }
 
 /// The string metadata of the file at `path`.

@@ -2,8 +2,9 @@
 
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
+use crate::diffusion::folder::PipelineFolder;
 use crate::diffusion::model::Model;
-use crate::diffusion::{Component, Lora};
+use crate::diffusion::{Component, Lora, nano};
 use crate::io::hub::{self, HubSettings, ModelId, Wanted};
 use crate::train::run_dir::RunDir;
 use std::path::{Path, PathBuf};
@@ -52,18 +53,18 @@ fn wanted() -> Wanted {
     }
 }
 
-/// The diffusers folder of a base: a folder, a run folder with `model/`, or a hub id.
+/// A base: `nano`, a diffusers folder, a run folder with `model/`, or a hub id.
 ///
 /// # Errors
 /// [`Error::Environment`] where a hub id is neither cached nor reachable, naming what would work.
-pub fn folder(base: &str, settings: &HubSettings, progress: &dyn Progress) -> Result<PathBuf> {
-    if base == "nano" {
-        return Err(Error::environment(
-            "this build has no embedded `nano` model",
-            "train a small model with `datum pretrain --images PHOTOS` and give its folder as `--base` (write `./nano` for a \
-             folder of that name)",
-        ));
+pub fn pipeline(base: &str, settings: &HubSettings, progress: &dyn Progress) -> Result<PipelineFolder> {
+    match base {
+        nano::NAME => nano::open(),
+        _ => PipelineFolder::open(&folder(base, settings, progress)?),
     }
+}
+
+fn folder(base: &str, settings: &HubSettings, progress: &dyn Progress) -> Result<PathBuf> {
     let path = Path::new(base);
     if path.join("model_index.json").is_file() {
         return Ok(path.into());
@@ -74,9 +75,9 @@ pub fn folder(base: &str, settings: &HubSettings, progress: &dyn Progress) -> Re
     if path.exists() || !is_hub_id(base) {
         return Err(Error::data(
             path,
-            "a diffusers folder, a run folder with `model/`, or a hub id `organisation/name`",
+            "`nano`, a diffusers folder, a run folder with `model/`, or a hub id `organisation/name`",
             if path.exists() { "none of them" } else { "nothing of that name" },
-            "check the path, or train a small model with `datum pretrain --images PHOTOS`",
+            "check the path, or take the small model inside the program: `nano`",
         ));
     }
     let snapshot = hub::fetch(&base.parse::<ModelId>()?, &wanted(), settings, progress)?;
@@ -100,7 +101,7 @@ pub fn open(model: &str, loras: &[String], places: &Places, progress: &dyn Progr
     } else {
         chosen.display().to_string()
     };
-    let model = Model::open(&folder(&base, &places.hub, progress)?)?;
+    let model = Model::of(pipeline(&base, &places.hub, progress)?)?;
     if run_lora.is_file() {
         merge(&model, &run_lora, 1.0)?;
     }

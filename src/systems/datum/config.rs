@@ -30,7 +30,8 @@ pub struct PretrainConfig {
     pub captions: String,
     /// Caption of photos without one of their own.
     pub template: String,
-    /// `scratch` (the architecture below) or a diffusers folder to go on from (only its U-Net and text encoder learn).
+    /// `scratch` (the architecture below) or a model to go on from: `nano`, a diffusers folder or a hub id (only its U-Net and
+    /// text encoder learn).
     pub base: String,
     /// Seed of everything random.
     pub seed: u64,

@@ -41,7 +41,7 @@ pub struct DreamBooth<'a> {
     photos: Vec<RgbImage>,
     class_images: Vec<RgbImage>,
     run: PathBuf,
-    /// The folder of the base model, which a LoRA file belongs to.
+    /// Names the base model, which a LoRA file belongs to.
     base: PathBuf,
 }
 
@@ -92,7 +92,7 @@ impl<'a> DreamBooth<'a> {
             photos,
             class_images,
             run: run.into(),
-            base: std::path::absolute(base).map_err(|e| Error::io(base, e))?,
+            base: base.into(),
             config: config.clone(),
             model,
         })

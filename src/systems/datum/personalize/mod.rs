@@ -38,8 +38,9 @@ pub fn run(
     if photos.is_empty() {
         return Err(Error::Usage("personalize needs at least one photo of the target".into()));
     }
-    let folder = base::folder(&config.base, &places.hub, progress)?;
-    let model = Model::open(&folder)?;
+    let base = base::pipeline(&config.base, &places.hub, progress)?;
+    let origin = base.origin()?;
+    let model = Model::of(base)?;
     let class_images =
         if config.with_prior_preservation { class_images::prepare(&model, &config, run, progress)? } else { Vec::new() };
     let stage = Stage {
@@ -54,7 +55,7 @@ pub fn run(
         progress,
         sinks: &tensorboard::sinks(run.path().into()),
     };
-    let mut training = dreambooth::DreamBooth::new(&model, &config, photos, class_images, run.path(), &folder)?;
+    let mut training = dreambooth::DreamBooth::new(&model, &config, photos, class_images, run.path(), &origin)?;
     stage.train(&mut training)?;
     training.export(run.path())?;
     progress.say(&format!("personalised model: {}", run.path().display()));

@@ -61,7 +61,7 @@ pub fn plan(config: &PersonalizeConfig, places: &Places, progress: &dyn Progress
     config.validate()?;
     let config = with_method_defaults(config);
     let photos = config.images.iter().map(|path| photo(Path::new(path), &config)).collect::<Result<Vec<_>>>()?;
-    let folder = PipelineFolder::open(&base::folder(&config.base, &places.hub, progress)?)?;
+    let folder = base::pipeline(&config.base, &places.hub, progress)?;
     let sources = [folder.unet()?, folder.text()?, folder.vae()?];
     let other = match config.method {
         Method::Full => Method::Lora,

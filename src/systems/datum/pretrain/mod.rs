@@ -9,6 +9,7 @@ mod latents;
 mod photos;
 mod thumbnail;
 
+use super::base::{self, Places};
 use super::config::{PretrainConfig, UnetTraining, VaeTraining};
 use crate::base::metrics::Sink;
 use crate::base::progress::Progress;
@@ -29,10 +30,16 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// Unusable photos or captions; an architecture that does not fit the size; interruption.
-pub fn run(config: &PretrainConfig, run: &RunDir, resume: Option<&Resume>, progress: &dyn Progress) -> Result<PathBuf> {
+pub fn run(
+    config: &PretrainConfig,
+    run: &RunDir,
+    resume: Option<&Resume>,
+    places: &Places,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
     config.validate()?;
     let photos = Photos::open(config, progress)?;
-    let mut model = start(config, &photos)?;
+    let mut model = start(config, &photos, places, progress)?;
     let factor = model.vae_config.downsampling();
     if !config.size.height.is_multiple_of(factor) || !config.size.width.is_multiple_of(factor) {
         return Err(Error::Usage(format!(
@@ -97,9 +104,9 @@ fn stage<'a>(
 }
 
 /// The model before training.
-fn start(config: &PretrainConfig, photos: &Photos) -> Result<Model> {
+fn start(config: &PretrainConfig, photos: &Photos, places: &Places, progress: &dyn Progress) -> Result<Model> {
     if config.base != "scratch" {
-        return Model::open(Path::new(&config.base));
+        return Model::of(base::pipeline(&config.base, &places.hub, progress)?);
     }
     let tokenizer = Tokenizer::train(&photos.vocabulary(), config.unet.vocabulary, config.unet.text_length)?;
     let configs = (unet_config(&config.unet, config), vae_config(&config.vae, config), text_config(&config.unet, &tokenizer));
