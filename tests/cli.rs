@@ -2,6 +2,8 @@
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/demo.rs"]
+mod demo;
 #[path = "cli/generate.rs"]
 mod generate;
 #[path = "cli/happy.rs"]

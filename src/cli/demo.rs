@@ -180,6 +180,9 @@ impl Demo<'_> {
         if done.is_file() {
             return Ok(());
         }
+        if interrupt::requested() {
+            return Err(Error::Interrupted { resume: self.again() });
+        }
         let left: f64 = STEPS[index..].iter().map(|step| step.seconds[usize::from(self.args.fast)]).sum();
         let left = indicatif::HumanDuration(Duration::from_secs_f64(left));
         self.progress.say(&format!("\n[{}/{}] {} (about {left} left in all)", index + 1, STEPS.len(), step.title));
@@ -234,16 +237,19 @@ impl Demo<'_> {
         let mut child = command.spawn().map_err(failed)?;
         wait_or_pass_on(&mut child).map_err(failed)?;
         let output = child.wait_with_output().map_err(failed)?;
-        let again = || format!("run `datum demo --output {}` again, with the same settings", self.folder.display());
         match output.status.code() {
             Some(0) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-            _ if interrupt::requested() => Err(Error::Interrupted { resume: again() }),
-            Some(130) => Err(Error::Interrupted { resume: again() }),
+            _ if interrupt::requested() => Err(Error::Interrupted { resume: self.again() }),
+            Some(130) => Err(Error::Interrupted { resume: self.again() }),
             code => Err(Error::environment(
                 format!("`datum {}` ended with exit code {code:?}", arguments[0]),
-                format!("see its message above, then {}", again()),
+                format!("see its message above, then {}", self.again()),
             )),
         }
+    }
+
+    fn again(&self) -> String {
+        format!("run `datum demo --output {}` again, with the same settings", self.folder.display())
     }
 
     /// The generated pictures, with the photo as every fifth one.
@@ -277,10 +283,14 @@ impl Demo<'_> {
             let arguments = command.map(String::from).to_vec();
             scores.push(parse(&run.timed("evaluate", || self.call(&arguments))?)?);
         }
+        let report = self.folder.join("report.html").display().to_string();
+        let [before, after] = ["source-only", "adapted"].map(|name| self.folder.join(name).display().to_string());
+        self.call(&["report".into(), before, after, "--output".into(), report.clone()])?;
         let result = json!({
             "source_only": scores[0],
             "adapted": scores[1],
             "seconds": self.seconds_of_all()?.round(),
+            "report": report,
             "run": self.folder,
         });
         atomic::write(&self.folder.join("result.json"), format!("{result:#}\n").as_bytes())?;
@@ -328,7 +338,8 @@ fn table(result: &Value) -> String {
     let mut lines = vec![format!("{:<16}{:>12}{:>10}{:>10}", "IoU, %", "source-only", "adapted", "change")];
     lines.extend(classes.map(|(a, b)| line(a["name"].as_str().unwrap_or_default(), &a["iou"], &b["iou"])));
     lines.push(line("mIoU", &before["mIoU"], &after["mIoU"]));
-    lines.push(format!("\neverything is in {}", result["run"].as_str().unwrap_or_default()));
+    let text = |key: &str| result[key].as_str().unwrap_or_default();
+    lines.push(format!("\npictures and curves: {}\neverything:          {}", text("report"), text("run")));
     lines.join("\n")
 }
 
@@ -340,10 +351,10 @@ mod tests {
     fn the_table_shows_what_changed_and_what_is_missing() {
         let scores = |miou: f64, iou: Value| json!({ "mIoU": miou, "classes": [{ "name": "road", "iou": iou }] });
         let text =
-            table(&json!({ "source_only": scores(0.25, json!(0.5)), "adapted": scores(0.375, Value::Null), "run": "runs/demo" }));
+            table(&json!({ "source_only": scores(0.25, json!(0.5)), "adapted": scores(0.375, Value::Null), "run": "runs/demo", "report": "page" }));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["road", "50.0", "–", "–"]);
         assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["mIoU", "25.0", "37.5", "+12.5"]);
-        assert!(lines[4].ends_with("runs/demo"));
+        assert!(lines[4].ends_with("page") && lines[5].ends_with("runs/demo"));
     }
 }

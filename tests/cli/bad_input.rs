@@ -204,7 +204,6 @@ fn what_the_machine_cannot_do_ends_with_4() {
     for flag in ["--device cuda", "--device cuda:3", "--device metal", "--dtype bf16"] {
         sandbox.fails(&format!("{PERSONALIZE} {flag}"), 4, &["next: leave"]);
     }
-    sandbox.fails("personalize photos/p0.png --base nano", 4, &["nano", "datum pretrain"]);
     sandbox.fails("personalize photos/p0.png", 4, &["CompVis/stable-diffusion-v1-4", "offline", "a folder", "HF_HUB_CACHE"]);
     sandbox.fails("generate --prompts things.txt --model lab/none", 4, &["lab/none", "offline"]);
     sandbox.write("file", b"");
