@@ -350,8 +350,9 @@ mod tests {
     #[test]
     fn the_table_shows_what_changed_and_what_is_missing() {
         let scores = |miou: f64, iou: Value| json!({ "mIoU": miou, "classes": [{ "name": "road", "iou": iou }] });
-        let text =
-            table(&json!({ "source_only": scores(0.25, json!(0.5)), "adapted": scores(0.375, Value::Null), "run": "runs/demo", "report": "page" }));
+        let text = table(
+            &json!({ "source_only": scores(0.25, json!(0.5)), "adapted": scores(0.375, Value::Null), "run": "runs/demo", "report": "page" }),
+        );
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["road", "50.0", "–", "–"]);
         assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["mIoU", "25.0", "37.5", "+12.5"]);
