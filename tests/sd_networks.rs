@@ -202,3 +202,53 @@ fn names_and_shapes_are_those_of_the_published_models() {
     check_keys("vae", 248, 83_653_863, |builder| Vae::new(&VaeConfig::default(), builder));
     check_keys("text_encoder", 196, 123_060_480, |builder| TextEncoder::new(&TextConfig::default(), builder));
 }
+
+/// Sizes at which every way to convolve is taken: few and many channels, wide and small maps.
+#[test]
+fn an_item_has_the_same_bits_alone_and_in_a_batch() {
+    let config = UNetConfig {
+        block_out_channels: vec![32, 64, 128, 192],
+        layers_per_block: 1,
+        cross_attention_dim: 64,
+        attention_head_dim: PerLevel::All(4),
+        norm_num_groups: 16,
+        ..UNetConfig::default()
+    };
+    let builder = Builder::random(0);
+    let unet = UNet::new(&config, &builder.frozen()).unwrap();
+    let (latents, context) = (image("latents", &[3, 4, 40, 56]), image("context", &[3, 16, 64]));
+    let times = Tensor::new(&[1f32, 500.0, 999.0], &Device::Cpu).unwrap();
+    let text = TextConfig {
+        hidden_size: 64,
+        intermediate_size: 256,
+        num_attention_heads: 4,
+        num_hidden_layers: 2,
+        ..TextConfig::default()
+    };
+    let text = TextEncoder::new(&text, &Builder::random(1).frozen()).unwrap();
+    let ids = Tensor::from_vec((0..48u32).collect(), (3, 16), &Device::Cpu).unwrap();
+    let vae_config = VaeConfig { block_out_channels: vec![32, 64, 96], norm_num_groups: 8, ..vae_levels(3) };
+    let vae = Vae::new(&vae_config, &Builder::random(2).frozen()).unwrap();
+    let run = |from: usize, count: usize| {
+        let part = |tensor: &Tensor| tensor.narrow(0, from, count).unwrap().contiguous().unwrap();
+        let noise = unet.forward(&part(&latents), &part(&times), &part(&context)).unwrap();
+        [noise, text.forward(&part(&ids)).unwrap(), vae.decode(&part(&latents)).unwrap()]
+    };
+    let whole = run(0, 3);
+    for item in 0..3 {
+        for (what, (alone, whole)) in ["U-Net", "text encoder", "autoencoder"].iter().zip(run(item, 1).iter().zip(&whole)) {
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(values(alone) == values(&whole.narrow(0, item, 1).unwrap()), "{what}, item {item}");
+        }
+    }
+}
+
+/// Default settings with blocks for so many levels.
+fn vae_levels(levels: usize) -> VaeConfig {
+    VaeConfig {
+        down_block_types: vec!["DownEncoderBlock2D".into(); levels],
+        up_block_types: vec!["UpDecoderBlock2D".into(); levels],
+        layers_per_block: 1,
+        ..VaeConfig::default()
+    }
+}

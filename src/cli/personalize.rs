@@ -13,6 +13,7 @@ use serde_json::json;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  datum personalize target.png\n  \
                         datum personalize target.png --method lora --rank 8\n  \
+                        datum personalize target.png --recipe lora-rank-16\n  \
                         datum personalize target.png --plan\n  \
                         datum personalize target.png --base runs/small/model --resolution 256 --crop-size 256 --steps 300")]
 pub struct PersonalizeArgs {

@@ -22,6 +22,8 @@ const SHIPPED: &[(&str, &str)] = &[
     ("nano", include_str!("../../recipes/nano.toml")),
     ("demo", include_str!("../../recipes/demo.toml")),
     ("demo-fast", include_str!("../../recipes/demo-fast.toml")),
+    ("lora-rank-4", include_str!("../../lora/rank-4.toml")),
+    ("lora-rank-16", include_str!("../../lora/rank-16.toml")),
 ];
 
 /// Verbs with a table of their own in recipes.
@@ -135,4 +137,36 @@ pub fn search() -> Search {
 pub fn stem(text: &str) -> String {
     let name = text.split('=').next().unwrap_or(text);
     Path::new(name).file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::StreetSet;
+    use crate::systems::datum::config::{AdaptConfig, GenerateConfig, Method, PersonalizeConfig, PretrainConfig};
+    use serde_json::json;
+
+    fn resolved<T: Serialize + DeserializeOwned + Default>(verb: &str, recipe: &str) -> T {
+        let run = RunArgs { recipe: Some(recipe.into()), ..RunArgs::default() };
+        resolve::<T>(verb, &run, &json!({})).unwrap_or_else(|e| panic!("{recipe}, {verb}: {e}")).settings
+    }
+
+    #[test]
+    fn every_shipped_recipe_is_accepted_by_its_verbs() {
+        for (name, text) in SHIPPED {
+            for verb in toml::from_str::<toml::Table>(text).unwrap().keys() {
+                match verb.as_str() {
+                    "pretrain" => resolved::<PretrainConfig>(verb, name).validate().unwrap(),
+                    "personalize" => resolved::<PersonalizeConfig>(verb, name).validate().unwrap(),
+                    "generate" => drop(resolved::<GenerateConfig>(verb, name)),
+                    "adapt" => resolved::<AdaptConfig>(verb, name).validate().unwrap(),
+                    "render-street" => drop(resolved::<StreetSet>(verb, name)),
+                    "demo" => {}
+                    other => panic!("{name} has a table for `{other}`"),
+                }
+            }
+        }
+        let low_rank = resolved::<PersonalizeConfig>("personalize", "lora-rank-16");
+        assert_eq!((low_rank.method, low_rank.rank), (Method::Lora, 16));
+    }
 }

@@ -4,6 +4,7 @@ use super::cpu::{self, Gradients3, Matrix, Threads};
 use super::{Builder, Init};
 use crate::base::Result;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result as TensorResult, Shape, Tensor, bail};
+use std::borrow::Cow;
 
 /// `xs · weightᵀ + bias`. The gradient of a frozen weight is never computed.
 ///
@@ -20,6 +21,9 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResu
 /// Up to that many rows the inputs are the smaller factor of [`linear`].
 const FEW_ROWS: usize = 128;
 
+/// Products with so few results or fewer are computed as dot products by the matrix library.
+const LEAST_PRODUCT: usize = 256;
+
 /// The operation behind [`linear`], with two or three arguments.
 struct Product;
 
@@ -33,8 +37,8 @@ impl Product {
         }
         let rows = xs.0.len() / in_features.max(1);
         let (a, b) = (Matrix::rows(xs.0, in_features), Matrix::rows(weight.0, in_features).t());
-        let out = if (2..=FEW_ROWS).contains(&rows) {
-            Self::few_rows((rows, out_features, in_features), a, b, bias)
+        let out = if (1..=FEW_ROWS).contains(&rows) {
+            Self::few_rows((rows, out_features, in_features), xs.0, b, bias)
         } else {
             let mut out = match bias {
                 Some(bias) => cpu::fill_chunks(rows * out_features, out_features, |_, row| row.copy_from_slice(bias)),
@@ -47,13 +51,20 @@ impl Product {
     }
 
     /// The product turned around, `bᵀ·aᵀ`: the larger factor, here the weight, is then read as it lies in memory, while the
-    /// other way round it would be copied into another order first.
-    fn few_rows((rows, width, depth): (usize, usize, usize), a: Matrix, b: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
-        let mut turned = vec![0.0; rows * width];
-        cpu::gemm((width, rows, depth), b.t(), a.t(), &mut turned, rows, false, 1.0, Threads::All);
+    /// other way round it would be copied into another order first. A row has the same bits alone and among any others.
+    fn few_rows((rows, width, depth): (usize, usize, usize), xs: &[f32], b: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
+        // Products of very few values are summed in another order: rows of zeros keep them out of that.
+        let padded = rows.max(2).max(LEAST_PRODUCT / width.max(1) + 1);
+        let mut padded_xs = Cow::Borrowed(xs);
+        if padded > rows {
+            padded_xs.to_mut().resize(padded * depth, 0.0);
+        }
+        let mut turned = cpu::fill_chunks(padded * width, padded, |i, out| out.fill(bias.map_or(0.0, |bias| bias[i])));
+        let a = Matrix::rows(&padded_xs, depth);
+        cpu::gemm((width, padded, depth), b.t(), a.t(), &mut turned, padded, bias.is_some(), 1.0, Threads::All);
         cpu::fill_chunks(rows * width, width, |row, out| {
             for (i, out) in out.iter_mut().enumerate() {
-                *out = turned[i * rows + row] + bias.map_or(0.0, |bias| bias[i]);
+                *out = turned[i * padded + row];
             }
         })
     }
@@ -238,5 +249,28 @@ impl Embedding {
         let mut shape = ids.dims().to_vec();
         shape.push(self.weight.dim(1)?);
         self.weight.index_select(&ids.flatten_all()?, 0)?.reshape(shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+    use candle_core::Device;
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_among_others() {
+        for (depth, width) in [(48, 192), (320, 1280), (1280, 320), (700, 3), (64, 64), (16, 16)] {
+            let mut rng = Rng::stream(0, "rows", &[]);
+            let mut draw = |shape: &[usize]| rng.normal_tensor(shape, &Device::Cpu).unwrap();
+            let (xs, weight, bias) = (draw(&[200, depth]), draw(&[width, depth]), draw(&[width]));
+            for bias in [Some(&bias), None] {
+                let whole = linear(&xs, &weight, bias).unwrap().to_vec2::<f32>().unwrap();
+                for rows in [1, 2, 3, 8, 77, 128, 129] {
+                    let part = linear(&xs.narrow(0, 0, rows).unwrap(), &weight, bias).unwrap().to_vec2::<f32>().unwrap();
+                    assert!(part == whole[..rows], "{rows} rows, {depth} to {width}");
+                }
+            }
+        }
     }
 }

@@ -11,6 +11,9 @@ use std::ops::Range;
 const SHARED_VALUES: usize = 2 << 20;
 /// The same when every thread works on an image of its own (half a second-level cache).
 const OWN_VALUES: usize = 96 << 10;
+/// Pixels of a tile at least: products with fewer columns are cut along their depth in another way, and then sums would depend on
+/// how an image is cut, which depends on the number of images.
+const LEAST_PIXELS: usize = 65;
 /// Partial weight gradients, one for each image, may hold that many values.
 const PARTIAL_VALUES: usize = 16 << 20;
 
@@ -55,7 +58,10 @@ impl<'a> Job<'a> {
     fn tiles(&self) -> Vec<Range<usize>> {
         let height = self.sizes.out_height;
         let values = if self.threads == Threads::One { OWN_VALUES } else { SHARED_VALUES };
-        let rows = if self.is_pointwise() { height } else { (values / (self.depth() * self.sizes.out_width)).clamp(1, height) };
+        let least = LEAST_PIXELS.div_ceil(self.sizes.out_width);
+        let rows = if self.is_pointwise() { height } else { (values / (self.depth() * self.sizes.out_width)).max(least) };
+        // Of about the same length, so that the last is no leftover.
+        let rows = height.div_ceil((height / rows.clamp(1, height)).max(1));
         (0..height).step_by(rows).map(|start| start..(start + rows).min(height)).collect()
     }
 
@@ -339,5 +345,22 @@ impl ColumnTap {
     fn new(sizes: &Sizes, kx: usize) -> Self {
         let (columns, first) = inside(sizes, kx * sizes.spec.dilation, sizes.width, sizes.out_width);
         Self { columns, first }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::ConvSpec;
+    use crate::nn::conv::plain_sum;
+
+    #[test]
+    fn an_image_has_the_same_bits_alone_and_in_a_batch() {
+        for (shape, outputs, kernel) in
+            [([3, 64, 20, 20], 64, 3), ([2, 320, 15, 20], 64, 3), ([2, 96, 9, 70], 40, 5), ([3, 700, 6, 5], 30, 1)]
+        {
+            let spec = ConvSpec { padding: kernel / 2, ..ConvSpec::default() };
+            plain_sum::check_batch(&Sizes::new(&shape, &[outputs, shape[1], kernel, kernel], spec).unwrap(), forward);
+        }
     }
 }

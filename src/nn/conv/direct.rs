@@ -1,7 +1,7 @@
 //! Convolution straight from padded planes: every kernel tap is a window into the pixels (see [`super::plane`]), sums stay in
 //! registers while all taps pass, and nothing is laid out twice.
 
-use super::op::{Backward, InputAndWeight, Pass, Sizes};
+use super::op::{Backward, Direction, InputAndWeight, Sizes};
 use super::plane::{LANES, Plane};
 use crate::nn::cpu::{self, CORRELATE, SLIDE_ROWS};
 use rayon::prelude::*;
@@ -16,10 +16,10 @@ const MAX_WEIGHT: usize = 1 << 17;
 
 /// The method applies, and is the fastest (measured): plain kernels of some channels on maps that are wide enough for the
 /// zeros between their rows not to count.
-pub fn wins(sizes: &Sizes, pass: Pass) -> bool {
-    let enough = match pass {
-        Pass::Forward => sizes.out_channels >= SLIDE_ROWS,
-        Pass::Backward => true,
+pub fn wins(sizes: &Sizes, direction: Direction) -> bool {
+    let enough = match direction {
+        Direction::Forward => sizes.out_channels >= SLIDE_ROWS,
+        Direction::Backward => true,
     };
     let weight = sizes.out_channels * sizes.in_channels * sizes.area();
     let plain = sizes.spec.groups == 1 && sizes.spec.dilation == 1 && sizes.area() > 1;
@@ -225,6 +225,11 @@ mod tests {
         for case in cases {
             plain_sum::check(&sizes(case), forward, backward);
         }
+    }
+
+    #[test]
+    fn an_image_has_the_same_bits_alone_and_in_a_batch() {
+        plain_sum::check_batch(&sizes(([3, 20, 21, 26], 27, (3, 3), 1, 1, 1)), forward);
     }
 
     #[test]

@@ -65,11 +65,11 @@ impl Sizes {
         (y * self.spec.stride + ky * self.spec.dilation).checked_sub(self.spec.padding).filter(|row| *row < self.height)
     }
 
-    fn method(&self, pass: Pass) -> Method {
+    fn method(&self, direction: Direction) -> Method {
         match () {
             () if self.spec.groups == self.in_channels && self.spec.groups > 1 => Method::Depthwise,
-            () if direct::wins(self, pass) => Method::Direct,
-            () if winograd::wins(self) => Method::Winograd,
+            () if direct::wins(self, direction) => Method::Direct,
+            () if winograd::wins(self, direction) => Method::Winograd,
             () => Method::Columns,
         }
     }
@@ -92,9 +92,9 @@ pub struct Backward<'a> {
 /// Gradients of inputs and weight, each only when it was wanted.
 pub type InputAndWeight = (Option<Vec<f32>>, Option<Vec<f32>>);
 
-/// A direction; each chooses its method for itself.
+/// Which way values go; each way has the method that is fastest for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pass {
+pub enum Direction {
     Forward,
     Backward,
 }
@@ -118,7 +118,7 @@ impl Convolution {
         if bias.is_some_and(|bias| bias.len() != sizes.out_channels) {
             bail!("conv2d: bias of {:?} values for {} channels", bias.map(<[f32]>::len), sizes.out_channels)
         }
-        let forward = match sizes.method(Pass::Forward) {
+        let forward = match sizes.method(Direction::Forward) {
             Method::Depthwise => depthwise::forward,
             Method::Winograd => winograd::forward,
             Method::Direct => direct::forward,
@@ -131,7 +131,7 @@ impl Convolution {
     fn backward(&self, xs: &Tensor, weight: &Tensor, gradient: &[f32]) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let sizes = Sizes::new(xs.dims(), weight.dims(), self.0)?;
         let (xs_values, weight_values) = (cpu::read(xs)?, cpu::read(weight)?);
-        let backward = match sizes.method(Pass::Backward) {
+        let backward = match sizes.method(Direction::Backward) {
             Method::Depthwise => depthwise::backward,
             Method::Winograd => winograd::backward,
             Method::Direct => direct::backward,

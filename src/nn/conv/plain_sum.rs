@@ -64,6 +64,16 @@ pub fn check(sizes: &Sizes, forward: Forward, backward: Gradients) {
     assert_eq!(backward(sizes, &Backward { xs, weight, gradient, wanted: (false, false) }), (None, None));
 }
 
+/// Every image has the same result alone.
+pub fn check_batch(sizes: &Sizes, forward: Forward) {
+    let [xs, weight, bias, _] = &arguments(sizes);
+    let all = forward(sizes, xs, weight, Some(bias));
+    let images = xs.chunks_exact(xs.len() / sizes.batch).zip(all.chunks_exact(all.len() / sizes.batch));
+    for (image, result) in images {
+        assert!(forward(&Sizes { batch: 1, ..*sizes }, image, weight, Some(bias)) == result);
+    }
+}
+
 /// One, two and three threads give the same bits.
 pub fn check_threads(sizes: &Sizes, forward: Forward, backward: Gradients) {
     let [xs, weight, bias, gradient] = &arguments(sizes);

@@ -8,7 +8,7 @@
 //! # Source
 //! Lavin and Gray, "Fast algorithms for convolutional neural networks", section 4.1, with its matrices A, B and G.
 
-use super::op::{Backward, InputAndWeight, Sizes};
+use super::op::{Backward, Direction, InputAndWeight, Sizes};
 use crate::nn::cpu::{self, Matrix, Threads};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -23,9 +23,11 @@ const CHUNK_VALUES: usize = 2 << 20;
 /// Tiles times channels of the narrower side above which the method saves more than its transforms cost (measured).
 const WORTHWHILE: usize = 1 << 16;
 
-/// The method applies, and saves time.
-pub fn wins(sizes: &Sizes) -> bool {
-    let tiles = sizes.batch * sizes.out_height.div_ceil(2) * sizes.out_width.div_ceil(2);
+/// The method applies, and saves time. Forward, the number of images does not count, so that an image has the same bits alone and
+/// in any batch.
+pub fn wins(sizes: &Sizes, direction: Direction) -> bool {
+    let images = if direction == Direction::Forward { 1 } else { sizes.batch };
+    let tiles = images * sizes.out_height.div_ceil(2) * sizes.out_width.div_ceil(2);
     applies(sizes) && tiles >= 64 && tiles * sizes.in_channels.min(sizes.out_channels) >= WORTHWHILE
 }
 
@@ -400,6 +402,12 @@ mod tests {
             assert!(applies(&sizes));
             plain_sum::check(&sizes, forward, backward);
         }
+    }
+
+    #[test]
+    fn an_image_has_the_same_bits_alone_and_in_a_batch() {
+        let spec = ConvSpec { padding: 1, ..ConvSpec::default() };
+        plain_sum::check_batch(&Sizes::new(&[3, 40, 21, 26], &[48, 40, 3, 3], spec).unwrap(), forward);
     }
 
     #[test]
