@@ -96,8 +96,8 @@ fn render_street(mut args: RenderStreetArgs) -> Result<()> {
         Some(output) if StreetSet::is_begun(output) => RunDir::open(output)?,
         output => RunDir::create(output.as_deref(), Path::new(settings::RUNS), "render-street")?,
     };
-    settings::record(&run, &resolved, &[])?;
-    let written = run.timed("render", || set.write(run.path(), &progress))?;
+    let work = || run.timed("render", || set.write(run.path(), &progress));
+    let written = settings::recorded(&run, &resolved, &[], None, &progress, work)?;
     let result = json!({
         "images": written.images, "captions": written.captions, "made": written.made, "kept": written.kept, "run": run.path(),
     });
