@@ -2,6 +2,8 @@
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/dataset.rs"]
+mod dataset;
 #[path = "cli/generate.rs"]
 mod generate;
 #[path = "cli/happy.rs"]
@@ -16,3 +18,5 @@ mod resume;
 mod street;
 #[path = "support/cli.rs"]
 mod support;
+#[path = "cli/tools.rs"]
+mod tools;

@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod progress;
 pub mod rng;
 pub mod suggest;
+pub mod threads;
 
 pub use error::{Error, Result};
 pub use rng::Rng;

@@ -58,12 +58,7 @@ pub fn run(args: DoctorArgs) -> Result<()> {
 }
 
 fn examine() -> Findings {
-    let system = System::new_with_specifics(
-        sysinfo::RefreshKind::nothing()
-            .with_memory(sysinfo::MemoryRefreshKind::everything())
-            .with_cpu(sysinfo::CpuRefreshKind::nothing()),
-    )
-    .ok();
+    let system = system();
     let system = system.as_ref();
     let program = std::env::current_exe().ok();
     let search = settings::search();
@@ -87,6 +82,16 @@ fn examine() -> Findings {
     };
     findings.warnings = warnings(&findings);
     findings
+}
+
+fn system() -> Option<System> {
+    let memory = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::everything());
+    System::new_with_specifics(memory.with_cpu(sysinfo::CpuRefreshKind::nothing())).ok()
+}
+
+/// Memory that programs can have now, in bytes.
+pub fn available_memory() -> Option<u64> {
+    system().as_ref().map(System::available_memory)
 }
 
 fn vector_instructions() -> Vec<&'static str> {
@@ -120,7 +125,13 @@ fn hub() -> Hub {
     });
     let mut models: Vec<String> = names.collect();
     models.sort();
-    Hub { cache: settings.cache, models, endpoint: settings.endpoint, offline: settings.offline, has_token: settings.token.is_some() }
+    Hub {
+        cache: settings.cache,
+        models,
+        endpoint: settings.endpoint,
+        offline: settings.offline,
+        has_token: settings.token.is_some(),
+    }
 }
 
 fn warnings(findings: &Findings) -> Vec<String> {

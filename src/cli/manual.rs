@@ -87,6 +87,7 @@ pub fn verbs(mut command: Command) -> Vec<(Vec<String>, Command)> {
 /// Name and text of the reference pages: the full help of every verb, and of verbs with a recipe all its keys.
 ///
 /// `defaults` gives the TOML of a verb's default settings.
+#[cfg(test)]
 pub fn reference(command: Command, defaults: &dyn Fn(&str) -> Option<String>) -> Vec<(String, String)> {
     let page = |(words, command): (Vec<String>, Command)| {
         let help = command.term_width(110).render_long_help().to_string();

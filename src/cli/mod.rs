@@ -49,6 +49,7 @@ enum Verb {
 /// Runs the `datum` program on the process's arguments.
 pub fn datum() -> ExitCode {
     crate::base::heap::keep_pages();
+    crate::base::threads::share_processors();
     crate::base::interrupt::install();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -95,7 +96,8 @@ mod tests {
     /// Command lines in `text` that call the program; a line goes on after a backslash; a comment or a redirection ends it.
     fn commands(text: &str) -> Vec<String> {
         let joined = text.replace("\\\n", " ");
-        let cut = |line: &str| line.split(" #").next().and_then(|line| line.split(" >").next()).unwrap_or_default().trim().to_string();
+        let cut =
+            |line: &str| line.split(" #").next().and_then(|line| line.split(" >").next()).unwrap_or_default().trim().to_string();
         joined.lines().map(cut).filter(|line| line.starts_with("datum ")).collect()
     }
 

@@ -131,7 +131,8 @@ mod tests {
             images::write_png(&root.join(folder).join("a.png"), &image, &[]).unwrap();
             images::write_gray_png(&root.join(folder).join("a_label.png"), (2, 3), &[id; 6], &[]).unwrap();
         }
-        let text = "images = \"*/a.png\"\nlabels = \"{dir}/a_label.png\"\nclasses = [\"a\", \"b\"]\nthings = [\"b\"]\n[id_map]\n7 = 1\n";
+        let text =
+            "images = \"*/a.png\"\nlabels = \"{dir}/a_label.png\"\nclasses = [\"a\", \"b\"]\nthings = [\"b\"]\n[id_map]\n7 = 1\n";
         fs::write(root.join("set.toml"), text).unwrap();
         Dataset::open(&root.join("set.toml").display().to_string(), &Search { folders: Vec::new() }).unwrap()
     }

@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn pictures_of_any_size_find_their_place() {
-        let picture = |height: usize, width: usize, value: u8| RgbImage { height, width, pixels: vec![value; height * width * 3] };
+        let picture =
+            |height: usize, width: usize, value: u8| RgbImage { height, width, pixels: vec![value; height * width * 3] };
         let sheet = stack(&[vec![picture(2, 3, 10), picture(4, 1, 20)], vec![picture(1, 1, 30)]]);
         assert_eq!((sheet.height, sheet.width), (4 + 1 + 3 * GAP, 3 + 1 + 3 * GAP));
         let at = |y: usize, x: usize| sheet.pixels[(y * sheet.width + x) * 3];

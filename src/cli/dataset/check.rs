@@ -59,7 +59,8 @@ fn as_json(dataset: &Dataset, found: &Check) -> Value {
 }
 
 fn as_text(dataset: &Dataset, found: &Check) -> String {
-    let sizes: Vec<String> = found.sizes.iter().rev().map(|(&(height, width), count)| format!("{count} of {width}x{height}")).collect();
+    let sizes: Vec<String> =
+        found.sizes.iter().rev().map(|(&(height, width), count)| format!("{count} of {width}x{height}")).collect();
     let labels = match dataset.has_labels() {
         true => found.labels.to_string(),
         false => "none are described: an unlabelled set".into(),

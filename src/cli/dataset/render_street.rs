@@ -1,8 +1,8 @@
 //! `datum dataset render-street`
 
+use crate::base::Result;
 use crate::cli::common::{DisplayArgs, RunArgs, set_threads};
 use crate::cli::settings;
-use crate::base::Result;
 use crate::data::StreetSet;
 use crate::train::run_dir::RunDir;
 use clap::Args;

@@ -53,7 +53,10 @@ pub fn run(args: ShowArgs) -> Result<()> {
             ("root", dataset.root.display().to_string()),
             ("images", samples.len().to_string()),
             ("first", samples.first().map(|sample| sample.image.display().to_string()).unwrap_or_default()),
-            ("its label", samples.first().and_then(|sample| sample.label.as_ref()).map_or("–".into(), |path| path.display().to_string())),
+            (
+                "its label",
+                samples.first().and_then(|sample| sample.label.as_ref()).map_or("–".into(), |path| path.display().to_string()),
+            ),
             ("splits", if splits.is_empty() { "–".into() } else { splits.join(", ") }),
         ]);
         if !classes.is_empty() {
