@@ -103,6 +103,7 @@ fn small_unet() -> UNetConfig {
 
 fn main() -> Result<()> {
     datum::base::heap::keep_pages();
+    datum::base::threads::share_processors();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
     let bench = Bench { filter };
     bench.segmenter("lite0 + daformer 64, 2x240x320", "efficientnet-lite0", 64, [2, 3, 240, 320])?;

@@ -49,6 +49,7 @@ impl Bench {
 
 fn main() -> Result<()> {
     datum::base::heap::keep_pages();
+    datum::base::threads::share_processors();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
     let bench = Bench { filter };
     convolutions(&bench)?;

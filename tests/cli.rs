@@ -2,6 +2,8 @@
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/dataset.rs"]
+mod dataset;
 #[path = "cli/demo.rs"]
 mod demo;
 #[path = "cli/generate.rs"]
@@ -18,3 +20,5 @@ mod resume;
 mod street;
 #[path = "support/cli.rs"]
 mod support;
+#[path = "cli/tools.rs"]
+mod tools;

@@ -1,5 +1,6 @@
-//! What every other folder needs and that needs nothing of ours: errors, randomness, interruption, progress sinks.
+//! What every other folder needs and that needs nothing of ours: errors, randomness, time, interruption, progress sinks.
 
+pub mod clock;
 pub mod error;
 pub mod heap;
 pub mod interrupt;
@@ -7,6 +8,7 @@ pub mod metrics;
 pub mod progress;
 pub mod rng;
 pub mod suggest;
+pub mod threads;
 
 pub use error::{Error, Result};
 pub use rng::Rng;

@@ -18,12 +18,16 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:\n  datum adapt --source gta --target runs/set/images\n  \
                         datum adapt --source camvid=photos/day --target runs/set/images --encoder efficientnet-lite0 \\\n    \
                         --encoder-weights lite0.pth --iterations 1000\n  \
+                        datum adapt --source gta --target runs/set/images --plan\n  \
                         datum adapt --source gta --strategy source-only\n  \
                         datum adapt --source gta --target runs/set/images --seeds 0,1,2\n  \
                         datum adapt --source gta --target runs/set/images --init runs/source-only")]
 pub struct AdaptArgs {
     #[command(flatten)]
     flags: Flags,
+    /// Say how long the training would take, how much memory and disk it needs; write nothing
+    #[arg(long, conflicts_with = "resume")]
+    plan: bool,
     /// One training per seed, each in its folder seed-N of the run
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with = "seed")]
     seeds: Vec<u64>,
@@ -74,6 +78,11 @@ struct Flags {
 /// Runs the verb.
 pub fn run(args: AdaptArgs) -> Result<()> {
     args.compute.apply()?;
+    if args.plan {
+        let resolved = resolved(&args, &args.run)?;
+        let plan = adapt::plan(&resolved.settings, &settings::search(), &args.display.progress())?;
+        return args.display.result(&plan, || plan.text());
+    }
     let resume = args.resume.resume.as_ref();
     if args.seeds.is_empty() {
         let (run, file) = train(&args, &args.run, resume)?;

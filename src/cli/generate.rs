@@ -16,11 +16,15 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Images that are there already are kept: run the same command with the same --output to go on.\n\n\
                         Examples:\n  datum generate --prompts things.txt\n  \
                         datum generate --prompts things.txt --count 500 --shard 0/4 --output set\n  \
+                        datum generate --prompts things.txt --model runs/small --plan\n  \
                         datum generate --prompts my.txt --model runs/small/model --lora style.safetensors:0.8\n  \
                         datum generate --prompts things.txt --init-images day --init-style target.png --scheduler ddim")]
 pub struct GenerateArgs {
     #[command(flatten)]
     flags: Flags,
+    /// Say how long it would take, how much memory and disk it needs; write nothing
+    #[arg(long)]
+    plan: bool,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -94,6 +98,10 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         return Err(Error::Usage("generate needs prompts\n  next: add `--prompts things.txt`".into()));
     }
     let progress = args.display.progress();
+    if args.plan {
+        let plan = generate::plan(config, args.run.output.as_deref(), &settings::places(), &progress)?;
+        return args.display.result(&plan, || plan.text());
+    }
     let (run, output) = open(config, &args.run)?;
     let work = || run.timed("generate", || generate::run(config, &run, &output, &settings::places(), &progress));
     let made = settings::recorded(&run, &resolved, &[&config.prompts], None, &progress, work)?;

@@ -5,8 +5,10 @@ mod adapt;
 pub mod common;
 mod dataset;
 mod demo;
+mod doctor;
 mod evaluate;
 mod generate;
+mod manual;
 mod personalize;
 mod predict;
 mod pretrain;
@@ -16,7 +18,7 @@ mod report;
 mod settings;
 
 use crate::base::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -41,11 +43,15 @@ enum Verb {
     Dataset(dataset::DatasetArgs),
     Demo(demo::DemoArgs),
     Report(report::ReportArgs),
+    Doctor(doctor::DoctorArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
 
 /// Runs the `datum` program on the process's arguments.
 pub fn datum() -> ExitCode {
     crate::base::heap::keep_pages();
+    crate::base::threads::share_processors();
     crate::base::interrupt::install();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -76,19 +82,26 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Dataset(args) => dataset::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Report(args) => report::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Completions(args) => manual::completions(&args, Cli::command()),
+        Verb::Man(args) => manual::man(&args, Cli::command()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
+    use crate::data::StreetSet;
+    use crate::io::atomic;
+    use crate::systems::datum::config::{AdaptConfig, GenerateConfig, PersonalizeConfig, PretrainConfig};
+    use std::path::Path;
 
-    /// Command lines in `text` that call the program; a line goes on after a backslash, a comment ends it.
+    /// Command lines in `text` that call the program; a line goes on after a backslash; a comment or a redirection ends it.
     fn commands(text: &str) -> Vec<String> {
         let joined = text.replace("\\\n", " ");
-        let lines = joined.lines().map(|line| line.split(" #").next().unwrap_or_default().trim());
-        lines.filter(|line| line.starts_with("datum ")).map(String::from).collect()
+        let cut =
+            |line: &str| line.split(" #").next().and_then(|line| line.split(" >").next()).unwrap_or_default().trim().to_string();
+        joined.lines().map(cut).filter(|line| line.starts_with("datum ")).collect()
     }
 
     fn parses(commands: &[String], place: &str) {
@@ -103,11 +116,42 @@ mod tests {
         let readme = commands(include_str!("../../README.md"));
         assert!(readme.len() >= 7, "{readme:?}");
         parses(&readme, "README.md");
-        for verb in Cli::command().get_subcommands() {
+        for (words, verb) in manual::verbs(Cli::command()) {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             let examples = commands(&help);
-            assert!(!examples.is_empty(), "{} has no example", verb.get_name());
-            parses(&examples, verb.get_name());
+            assert!(!examples.is_empty(), "{words:?} has no example");
+            parses(&examples, &words.join(" "));
         }
+    }
+
+    /// The default settings of verbs that take a recipe.
+    fn defaults(verb: &str) -> Option<String> {
+        let text = match verb {
+            "pretrain" => toml::to_string(&PretrainConfig::default()),
+            "personalize" => toml::to_string(&PersonalizeConfig::default()),
+            "generate" => toml::to_string(&GenerateConfig::default()),
+            "adapt" => toml::to_string(&AdaptConfig::default()),
+            "render-street" => toml::to_string(&StreetSet::default()),
+            _ => return None,
+        };
+        Some(text.unwrap())
+    }
+
+    /// `UPDATE_REFERENCE=1 cargo test --lib reference` writes the pages anew.
+    #[test]
+    fn reference_pages_are_current() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference");
+        let pages = manual::reference(Cli::command(), &defaults);
+        assert!(pages.len() > 12, "{}", pages.len());
+        if std::env::var_os("UPDATE_REFERENCE").is_some() {
+            pages.iter().try_for_each(|(name, text)| atomic::write(&folder.join(name), text.as_bytes())).unwrap();
+        }
+        for (name, text) in &pages {
+            let written = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+            assert!(written == *text, "docs/reference/{name} is not what the program says: UPDATE_REFERENCE=1 writes it anew");
+        }
+        let written = folder.read_dir().unwrap().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let gone: Vec<String> = written.filter(|file| !pages.iter().any(|(name, _)| name == file)).collect();
+        assert!(gone.is_empty(), "pages of verbs that are gone: {gone:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! `datum personalize`
 
 use super::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
-use super::settings;
+use super::{doctor, settings};
 use crate::base::{Error, Result};
 use crate::systems::datum::config::PersonalizeConfig;
 use crate::systems::datum::personalize;
@@ -19,7 +19,7 @@ use serde_json::json;
 pub struct PersonalizeArgs {
     #[command(flatten)]
     flags: Flags,
-    /// Say what would be trained and how much memory each method needs; train and write nothing
+    /// Say what would be trained, how much memory each method needs, how long it takes; write nothing
     #[arg(long, conflicts_with = "resume")]
     plan: bool,
     #[command(flatten)]
@@ -116,7 +116,7 @@ pub fn run(args: PersonalizeArgs) -> Result<()> {
     config.validate()?;
     let progress = args.display.progress();
     if args.plan {
-        let plan = personalize::plan(config, &settings::places(), &progress)?;
+        let plan = personalize::plan(config, &settings::places(), doctor::available_memory(), &progress)?;
         return args.display.result(&plan, || plan.text());
     }
     let resume = args.resume.resume.as_ref();

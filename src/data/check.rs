@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 pub struct Check {
     /// Pictures looked at.
     pub images: usize,
+    /// Pictures per size (height, width).
+    pub sizes: BTreeMap<(usize, usize), usize>,
     /// Labels that could be read.
     pub labels: usize,
     /// Every picture or label that can't be used, with its reason.
@@ -39,6 +41,9 @@ pub fn check(dataset: &Dataset, split: Option<&str>, progress: &dyn Progress) ->
             true => dataset.load(sample),
             false => dataset.load_image(sample),
         };
+        if let Ok(example) = &loaded {
+            *found.sizes.entry(example.size()).or_insert(0) += 1;
+        }
         found.problems.extend(loaded.err());
         found.count(dataset, sample);
         progress.step(done as u64 + 1, "");

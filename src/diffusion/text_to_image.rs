@@ -7,6 +7,7 @@ use crate::io::images::RgbImage;
 use crate::io::tokenizer::Tokenizer;
 use crate::models::stable_diffusion::{TextEncoder, UNet, Vae};
 use candle_core::{DType, Device, Tensor};
+use std::time::{Duration, Instant};
 
 /// The parts of a model, ready to sample. Build the networks frozen: sampling keeps no graph then.
 pub struct TextToImage {
@@ -87,6 +88,29 @@ impl TextToImage {
             latents = sampler.step(&output, index, &latents, noise.as_ref())?;
         }
         Ok(latents)
+    }
+
+    /// How long a batch takes: two evaluations of the U-Net, of which the second counts, and the decoder.
+    ///
+    /// # Errors
+    /// Those of [`Self::sample`].
+    pub fn rehearse(&self, requests: &[Request], settings: &SamplingSettings) -> Result<Duration> {
+        let sampler = Sampler::new(settings.sampler, self.schedule.config(), settings.steps)?;
+        let guided = settings.guidance_scale > 1.0;
+        let context = self.context(requests, settings, guided)?;
+        let (start, latents) = self.start(requests, settings, &sampler)?;
+        let evaluations = sampler.timesteps().len() - start;
+        let input = if guided { Tensor::cat(&[&latents, &latents], 0)? } else { latents.clone() };
+        let times = Tensor::full(1f32, input.dim(0)?, input.device())?;
+        let mut evaluation = Duration::ZERO;
+        for _ in 0..evaluations.min(2) {
+            let started = Instant::now();
+            self.unet.forward(&input, &times, &context)?;
+            evaluation = started.elapsed();
+        }
+        let started = Instant::now();
+        self.vae.decode(&latents)?;
+        Ok(evaluation * evaluations as u32 + started.elapsed())
     }
 
     /// Text features: unconditional ones first when guided. (2B or B, T, D)

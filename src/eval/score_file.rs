@@ -6,7 +6,7 @@
 //! ```
 
 use super::{ConfusionMatrix, Scores};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, clock};
 use crate::io::{self, atomic};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -104,9 +104,7 @@ pub fn rows(matrix: &ConfusionMatrix) -> Vec<Vec<u64>> {
 impl ScoreFile {
     /// A record of this version, now, without pictures.
     pub fn new(subject: Subject, segmenter: String, scores: Scores, palette: Vec<[u8; 3]>, matrix: &ConfusionMatrix) -> Self {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let time = now.map_or(0, |time| time.as_secs());
-        let confusion = rows(matrix);
+        let (time, confusion) = (clock::now() as u64, rows(matrix));
         Self { format_version: VERSION, subject, time, segmenter, scores, palette, confusion, pictures: Vec::new() }
     }
 

@@ -4,11 +4,10 @@
 //! `Event` protocol buffer. Only the few fields we write are encoded here.
 
 use crate::base::metrics::{Metrics, Sink};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, clock};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An event file that grows. Records reach the file at once, so that TensorBoard shows a running training.
 #[derive(Debug)]
@@ -72,7 +71,7 @@ impl Sink for EventFile {
 
 /// TensorBoard reads the files of a folder in the order of their names, which begin with the time.
 fn unused(folder: &Path) -> Result<(PathBuf, File)> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+    let seconds = clock::now() as u64;
     let mut number = 0;
     loop {
         let path = folder.join(format!("events.out.tfevents.{seconds:010}.datum.{number}"));
@@ -86,7 +85,7 @@ fn unused(folder: &Path) -> Result<(PathBuf, File)> {
 
 /// `Event` with wall time (1), step (2) and `content`.
 fn event(step: u64, content: &[u8]) -> Vec<u8> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
+    let seconds = clock::now();
     [&[1 << 3 | 1], &seconds.to_le_bytes()[..], &varint(2, step), content].concat()
 }
 

@@ -12,7 +12,7 @@
 //! ```
 
 use crate::base::metrics::{Metrics, Sink};
-use crate::base::{Error, Result, heap};
+use crate::base::{Error, Result, clock, heap};
 use crate::io::atomic;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 const LOCK_FILE: &str = ".lock";
 const RECIPE_FILE: &str = "recipe.toml";
@@ -169,8 +169,7 @@ impl RunDir {
 
     /// Adds a record to `log.jsonl`: the event, the time, the peak memory so far, and `facts` (an object).
     pub fn log(&self, event: &str, facts: Value) -> Result<()> {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-        let mut record = json!({ "time": time, "event": event });
+        let mut record = json!({ "time": clock::now() as u64, "event": event });
         if let Some(bytes) = heap::peak_memory() {
             record["peak_memory_mib"] = (bytes >> 20).into();
         }
@@ -231,20 +230,7 @@ fn append(path: &Path, record: &Value) -> Result<()> {
 
 /// Today's date (UTC) as YYYY-MM-DD.
 fn today() -> String {
-    let days = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs() / 86_400);
-    date(days)
-}
-
-/// The date `days` after 1970-01-01. Years are counted from March, so that a leap day is the last day of a year.
-pub fn date(days: u64) -> String {
-    let days = days + 719_468; // since 0000-03-01
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153; // 0 = March
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    format!("{:04}-{month:02}-{day:02}", era * 400 + year_of_era + carry)
+    clock::date(clock::now() as u64 / 86_400)
 }
 
 fn file_safe(label: &str) -> String {
@@ -274,13 +260,6 @@ fn cpu_features() -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_follow_the_calendar() {
-        for (days, expected) in [(0, "1970-01-01"), (11_016, "2000-02-29"), (11_017, "2000-03-01"), (20_778, "2026-11-21")] {
-            assert_eq!(date(days), expected);
-        }
-    }
 
     #[test]
     fn runs_are_numbered_and_locked() {

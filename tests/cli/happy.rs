@@ -205,9 +205,11 @@ fn a_plan_writes_nothing_and_fits_what_happens() {
     assert!(full["peak_bytes"].as_u64() > lora["peak_bytes"].as_u64(), "{plan}");
     assert!(full["peak_bytes"].as_u64() > full["checkpointed_peak_bytes"].as_u64(), "{plan}");
     let table = sandbox.ok(&format!("{PERSONALIZE} --plan")).stdout;
-    assert!(table.contains("this run") && table.contains("nothing was trained or written"), "{table}");
+    assert!(table.contains("this run") && table.contains("expected time") && table.contains("nothing was written"), "{table}");
     let large = PERSONALIZE.replace("--crop-size 32", "--crop-size 4000");
     sandbox.fails(&format!("{large} --plan"), 2, &["--crop-size 4000"]);
+
+    let disk = plan["forecast"]["disk_bytes"].as_u64().unwrap();
 
     // What the plan counts as trained is what the training writes.
     let written = |run: &str, file: &str| -> u64 {
@@ -221,7 +223,38 @@ fn a_plan_writes_nothing_and_fits_what_happens() {
         + written("whole", "model/text_encoder/model.safetensors");
     assert_eq!(full["trained"].as_u64(), Some(whole));
     sandbox.ok(&format!("{PERSONALIZE} --steps 1 --method lora --output low"));
+    // The plan counts every interval of 200 steps and the states between; one step leaves at most that.
+    let size = sandbox.contents("whole").values().map(|bytes| bytes.len() as u64).sum::<u64>();
+    assert!(size < disk && disk < 20 * size, "{size} of {disk}");
     assert_eq!(lora["trained"].as_u64(), Some(written("low", "pytorch_lora_weights.safetensors")));
+}
+
+#[test]
+fn plans_of_generate_and_adapt_write_nothing_and_fit_what_happens() {
+    let sandbox = Sandbox::new();
+    let before = sandbox.contents(".").len();
+    let generate = "generate --prompts things.txt --model base --count 3 --steps 4 --output set";
+    let plan = json(&sandbox.ok(&format!("{generate} --plan --json")).stdout);
+    assert_eq!((plan["images"].as_u64(), plan["steps"].as_u64()), (Some(3), Some(4)));
+    let (each, all) = (plan["forecast"]["seconds_each"].as_f64().unwrap(), plan["forecast"]["seconds"].as_f64().unwrap());
+    assert!(each > 0.0 && (all - 3.0 * each).abs() < 1e-9, "{plan}");
+    let adapt = format!("{ADAPT} --target photos --iterations 5");
+    let plan = json(&sandbox.ok(&format!("{adapt} --plan --json")).stdout);
+    assert_eq!((plan["source_images"].as_u64(), plan["target_images"].as_u64()), (Some(4), Some(4)));
+    assert!(plan["forecast"]["seconds"].as_f64().unwrap() > 0.0, "{plan}");
+    let text = sandbox.ok(&format!("{adapt} --plan")).stdout;
+    assert!(text.contains("5 steps of 1 images, crops of 32x32") && text.contains("expected peak memory"), "{text}");
+    assert_eq!(sandbox.contents(".").len(), before);
+    // Images that are there are not planned again; the weights are those that are written.
+    sandbox.ok(&generate.replace("--count 3", "--count 2"));
+    assert_eq!(json(&sandbox.ok(&format!("{generate} --plan --json")).stdout)["images"].as_u64(), Some(1));
+    sandbox.ok(&format!("{adapt} --iterations 1 --output run").replace("--iterations 5", ""));
+    let written = candle_core::safetensors::load(
+        sandbox.path("run/checkpoints/step-000001/weights.safetensors"),
+        &candle_core::Device::Cpu,
+    );
+    let trained: u64 = written.unwrap().values().map(|tensor| tensor.elem_count() as u64).sum();
+    assert!(plan["parameters"].as_u64().unwrap() <= trained);
 }
 
 #[test]

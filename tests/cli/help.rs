@@ -3,14 +3,30 @@
 use super::support::{Sandbox, checked};
 use std::process::Stdio;
 
-const VERBS: [&str; 9] =
-    ["pretrain", "personalize", "generate", "adapt", "evaluate", "predict", "dataset", "report", "dataset render-street"];
+const VERBS: [&str; 16] = [
+    "demo",
+    "pretrain",
+    "personalize",
+    "generate",
+    "adapt",
+    "evaluate",
+    "predict",
+    "dataset",
+    "report",
+    "doctor",
+    "completions",
+    "man",
+    "dataset render-street",
+    "dataset check",
+    "dataset show",
+    "dataset prepare",
+];
 
 #[test]
 fn every_verb_explains_itself_with_examples() {
     let sandbox = Sandbox::new();
     let help = sandbox.ok("--help").stdout;
-    assert!(help.contains("The three stages:") && VERBS[..8].iter().all(|verb| help.contains(verb)), "{help}");
+    assert!(help.contains("The three stages:") && VERBS[..12].iter().all(|verb| help.contains(verb)), "{help}");
     for verb in VERBS {
         let help = sandbox.ok(&format!("{verb} --help"));
         assert!(help.stdout.contains("Examples:") && help.stdout.contains(&format!("datum {verb} ")), "{}", help.stdout);

@@ -1,4 +1,4 @@
-//! Weight files as sources of named tensors: safetensors (memory-mapped) and PyTorch pickles (parsed, never executed).
+//! Weight files as sources of named tensors: safetensors, and PyTorch pickles (parsed, never executed).
 
 pub mod diffusers;
 pub mod efficientnet;

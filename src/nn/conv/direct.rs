@@ -34,7 +34,7 @@ struct Kernels {
 
 impl Kernels {
     /// `row(r)` gives the taps of row r one after the other.
-    fn new<'a, I: Iterator<Item = f32>>(rows: usize, taps: usize, row: impl Fn(usize) -> I + Sync + 'a) -> Self {
+    fn new<I: Iterator<Item = f32>>(rows: usize, taps: usize, row: impl Fn(usize) -> I + Sync) -> Self {
         let mut values = vec![[0.0; SLIDE_ROWS]; rows.div_ceil(SLIDE_ROWS) * taps];
         values.par_chunks_mut(taps.max(1)).enumerate().for_each(|(block, values)| {
             for (r, place) in (block * SLIDE_ROWS..rows).zip(0..SLIDE_ROWS) {

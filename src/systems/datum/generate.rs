@@ -2,6 +2,8 @@
 
 use super::base;
 use super::config::GenerateConfig;
+use super::forecast::Forecast;
+use crate::base::heap::peak_memory;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
 use crate::data::fourier::FourierTransfer;
@@ -14,8 +16,10 @@ use crate::io::manifest::{GenerationFacts, ImageRecord, Manifest};
 use crate::io::weights::TensorSource;
 use crate::io::{hash, png_text, weights};
 use crate::prompting::{ClassSet, PromptFile, Prompts};
+use crate::report::terminal;
 use crate::train::run_dir::RunDir;
 use candle_core::{Device, Tensor};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Where the pictures lie below the output folder.
@@ -95,6 +99,62 @@ pub fn run(
     }
     progress.end();
     Ok(Generated { folder, made, kept })
+}
+
+/// What a generation would do and need.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// Images of this shard that are not there yet, when `output` is named; else all of them.
+    pub images: u64,
+    /// Different prompts.
+    pub prompts: usize,
+    /// Height and width in pixels.
+    pub size: (usize, usize),
+    /// Denoising steps of an image.
+    pub steps: usize,
+    /// What it will take.
+    pub forecast: Forecast,
+}
+
+/// Measures two denoising steps and the decoder on one batch. Writes nothing.
+///
+/// # Errors
+/// Those of [`run`] before the first image.
+pub fn plan(config: &GenerateConfig, output: Option<&Path>, places: &base::Places, progress: &dyn Progress) -> Result<Plan> {
+    let prompts = PromptFile::open(&config.prompts)?.expand(&config.identifier, ClassSet::Things)?;
+    let different = prompts.len();
+    let shard = if config.shard.is_empty() { Shard { index: 0, count: 1 } } else { config.shard.parse()? };
+    let model = base::open(&config.model, &config.lora, places, progress)?;
+    let job = Job::new(config, &model, prompts, progress)?;
+    let manifest = output.map(|run| run.join("manifest.jsonl")).filter(|path| path.is_file());
+    let manifest = manifest.map(|path| Manifest::open(&path)).transpose()?;
+    let is_missing = |j: &u64| !manifest.as_ref().is_some_and(|manifest| job.is_made(manifest, *j));
+    let images = (0..config.count).filter(|j| j % shard.count == shard.index).filter(is_missing).count() as u64;
+    progress.say("measuring two denoising steps and the decoder");
+    let requests = (0..config.batch_size.max(1) as u64).map(|j| job.request(j)).collect::<Result<Vec<_>>>()?;
+    let seconds_each = job.sampler.rehearse(&requests, &job.settings)?.as_secs_f64() / requests.len() as f64;
+    let (height, width) = job.size;
+    let forecast = Forecast {
+        seconds_each,
+        seconds: seconds_each * images as f64,
+        peak_bytes: peak_memory(),
+        // PNG of photos: about two thirds of the raw bytes.
+        disk_bytes: images * (height * width * 2) as u64,
+    };
+    Ok(Plan { images, prompts: different, size: job.size, steps: config.steps, forecast })
+}
+
+impl Plan {
+    /// The plan for people.
+    pub fn text(&self) -> String {
+        let (height, width) = self.size;
+        let mut facts = vec![
+            ("images", format!("{} of {width}x{height}, {} prompts", self.images, self.prompts)),
+            ("denoising", format!("{} steps", self.steps)),
+        ];
+        facts.extend(self.forecast.facts("an image"));
+        format!("{}\n\nmeasured in two denoising steps; nothing was written", terminal::facts(&facts))
+    }
 }
 
 struct Job<'a> {

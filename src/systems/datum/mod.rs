@@ -7,6 +7,7 @@ pub mod adapt;
 pub mod base;
 pub mod config;
 pub mod evaluate;
+pub mod forecast;
 pub mod generate;
 pub mod personalize;
 pub mod pretrain;

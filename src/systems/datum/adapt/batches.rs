@@ -42,9 +42,7 @@ struct Pictures {
 
 impl Pictures {
     fn new(dataset: &Dataset, samples: Vec<Sample>, resize: Option<(usize, usize)>, pipeline: Pipeline, labelled: bool) -> Self {
-        let area = resize.unwrap_or((1024, 2048));
-        let fits = samples.len() * area.0 * area.1 * 4 <= CACHE_BYTES;
-        let cache = fits.then(|| samples.iter().map(|_| OnceLock::new()).collect());
+        let cache = (Batches::cached_bytes(samples.len(), resize) > 0).then(|| samples.iter().map(|_| OnceLock::new()).collect());
         Self { dataset: dataset.clone(), samples, pipeline, resize, labelled, cache }
     }
 
@@ -71,6 +69,13 @@ impl Pictures {
 }
 
 impl Batches {
+    /// Memory for decoded pictures of a data set, resized to fit `size`; none if they are too many to keep.
+    pub fn cached_bytes(images: usize, size: Option<(usize, usize)>) -> usize {
+        let (height, width) = size.unwrap_or((1024, 2048));
+        let bytes = images * height * width * 4;
+        if bytes <= CACHE_BYTES { bytes } else { 0 }
+    }
+
     /// # Errors
     /// Data sets without readable images; labels that do not fit (all are read for rare class sampling).
     pub fn new(

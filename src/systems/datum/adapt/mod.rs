@@ -3,6 +3,7 @@
 //! `batches` prepares what one step sees, `training` runs the step of the self-training engine under the optimiser.
 
 mod batches;
+mod plan;
 mod training;
 
 use super::config::{AdaptConfig, Size, Strategy};
@@ -16,6 +17,7 @@ use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
 use batches::Batches;
 pub use batches::normalize;
+pub use plan::{Plan, plan};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use training::Adaptation;
@@ -31,16 +33,7 @@ pub fn run(
     search: &Search,
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
-    config.validate()?;
-    let source = Dataset::open(&config.source, search)?;
-    if !source.has_labels() {
-        return Err(Error::Usage(format!("the source `{}` has no labels; give a labelled data set as --source", config.source)));
-    }
-    let target = match (config.strategy, config.fourier > 0.0, config.target.as_str()) {
-        (Strategy::SourceOnly, false, _) => None,
-        (_, _, "") => return Err(Error::Usage("this strategy learns from the target; give --target DATASET|FOLDER".into())),
-        (_, _, target) => Some(Dataset::open(target, search)?),
-    };
+    let (source, target) = data(config, search)?;
     let header = segmenter_file::header(config, &source);
     let batches = Batches::new(config, &header, &source, target.as_ref(), progress)?;
     let mut training = Adaptation::new(config, &header, &source, batches)?;
@@ -61,6 +54,21 @@ pub fn run(
     SegmenterFile::save(&file, &header, training.parameters())?;
     progress.say(&format!("segmenter: {}", file.display()));
     Ok(file)
+}
+
+/// Checks the settings and opens source and, where the strategy learns from it, target.
+fn data(config: &AdaptConfig, search: &Search) -> Result<(Dataset, Option<Dataset>)> {
+    config.validate()?;
+    let source = Dataset::open(&config.source, search)?;
+    if !source.has_labels() {
+        return Err(Error::Usage(format!("the source `{}` has no labels; give a labelled data set as --source", config.source)));
+    }
+    let target = match (config.strategy, config.fourier > 0.0, config.target.as_str()) {
+        (Strategy::SourceOnly, false, _) => None,
+        (_, _, "") => return Err(Error::Usage("this strategy learns from the target; give --target DATASET|FOLDER".into())),
+        (_, _, target) => Some(Dataset::open(target, search)?),
+    };
+    Ok((source, target))
 }
 
 /// What a checkpoint must share with the run that goes on from it.

@@ -3,17 +3,17 @@
 use super::recipe::Setting;
 use super::run::{Run, Verb};
 use super::scores;
+use crate::base::clock;
 use crate::report::html::table::{Cell, Row, Table, table};
 use crate::report::html::{Markup, html};
 use crate::report::terminal;
-use crate::train::run_dir;
 use serde_json::Value;
 use std::time::Duration;
 
 /// `2026-11-21 20:30 UTC`
 pub fn moment(seconds: u64) -> String {
     let minutes = seconds / 60;
-    format!("{} {:02}:{:02} UTC", run_dir::date(seconds / 86_400), minutes / 60 % 24, minutes % 60)
+    format!("{} {:02}:{:02} UTC", clock::date(seconds / 86_400), minutes / 60 % 24, minutes % 60)
 }
 
 fn time(seconds: f64) -> String {

@@ -11,7 +11,7 @@ mod recipe;
 mod run;
 mod scores;
 
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::eval::Subject;
 use crate::io::atomic;
 use crate::report::html::page::{Page, Section};
@@ -73,6 +73,11 @@ pub fn refresh(run: &Path) -> Result<Written> {
         write(&[seed], None, None)?;
     }
     write(&[run.to_path_buf()], None, None)
+}
+
+/// An error without line breaks.
+fn one_line(error: &Error) -> String {
+    error.to_string().replace("\n  next:", ";")
 }
 
 /// Runs of the same folder name get the name of the folder above too, or else the whole path.

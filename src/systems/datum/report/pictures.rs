@@ -1,7 +1,8 @@
 //! The pictures of a run, small enough for a page: target photos, generated images, samples, scored pictures.
 
+use super::one_line;
 use super::run::{Run, Verb};
-use crate::base::{Error, Result};
+use crate::base::Result;
 use crate::eval::score_file;
 use crate::io::{hash, images, png_text, thumbnail};
 use crate::report::html::pictures::{Captioned, Picture};
@@ -126,12 +127,10 @@ impl Album {
         if name.is_empty() {
             return Gallery::default();
         }
-        let listed = run.find(name).filter(|path| path.is_dir()).and_then(|path| images::list(&path).ok());
-        let Some(all) = listed else {
+        let Some(all) = run.find(name).and_then(|folder| images_in(&folder)) else {
             let problems = vec![format!("Target images: {name} is no folder that can be found from here.")];
             return Gallery { problems, ..Gallery::default() };
         };
-        let all: Vec<PathBuf> = all.into_iter().filter(|path| images::is_image(path)).collect();
         let wanted = evenly(&all, TARGETS).into_iter().map(|path| {
             let (title, note) = match png_text::read_facts(path) {
                 Ok(Some(facts)) => (facts.prompt, format!("image {}, seed {}", facts.index, facts.seed)),
@@ -170,9 +169,7 @@ impl Album {
 
     /// The sample pictures of a training, in the order of steps.
     pub fn samples(&mut self, run: &Run) -> Gallery {
-        let folder = run.path.join("samples");
-        let all = if folder.is_dir() { images::list(&folder).unwrap_or_default() } else { Vec::new() };
-        let all: Vec<PathBuf> = all.into_iter().filter(|path| images::is_image(path)).collect();
+        let all = images_in(&run.path.join("samples")).unwrap_or_default();
         let prompt = match run.recipe.text("validation_prompt") {
             "" => run.recipe.text("instance_prompt"),
             prompt => prompt,
@@ -204,6 +201,12 @@ impl Album {
     }
 }
 
+/// The image files of a folder, if it can be listed.
+fn images_in(folder: &Path) -> Option<Vec<PathBuf>> {
+    let files = folder.is_dir().then(|| images::list(folder).ok())??;
+    Some(files.into_iter().filter(|path| images::is_image(path)).collect())
+}
+
 /// The run of `verb` that a setting leads to: the folder it names, or the one that folder lies in.
 fn used(run: &Run, key: &str, verb: Verb) -> Option<Run> {
     let folder = run.find(run.recipe.text(key)).filter(|path| path.is_dir())?.canonicalize().ok()?;
@@ -223,11 +226,6 @@ fn evenly<T>(items: &[T], count: usize) -> Vec<&T> {
     }
     let place = |i: usize| (i as f64 + (i as f64 * 0.618_034).fract()) * items.len() as f64 / count as f64;
     (0..count).map(|i| &items[(place(i) as usize).min(items.len() - 1)]).collect()
-}
-
-/// An error without line breaks.
-pub fn one_line(error: &Error) -> String {
-    error.to_string().replace("\n  next:", ";")
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a run folder tells, as far as it is there.
 
 use super::metrics::{Curves, records};
+use super::one_line;
 use super::recipe::Recipe;
 use crate::base::{Error, Result};
 use crate::eval::ScoreFile;
@@ -202,7 +203,7 @@ impl Run {
                     self.curves.push(curves);
                     self.count_broken(name, broken);
                 }
-                Err(error) => self.notes.push(format!("Curves: {error}")),
+                Err(error) => self.notes.push(format!("Curves: {}", one_line(&error))),
             }
         }
         if names.is_empty() {
@@ -221,7 +222,7 @@ impl Run {
             return;
         }
         let (scores, broken) = ScoreFile::read_all(&self.path);
-        self.notes.extend(broken.iter().map(|error| format!("Scores: {}", error.to_string().replace("\n  next:", ";"))));
+        self.notes.extend(broken.iter().map(|error| format!("Scores: {}", one_line(error))));
         let trained = std::fs::metadata(segmenter_file::locate(&self.path)).and_then(|file| file.modified());
         let trained = trained.ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
         for file in &scores {

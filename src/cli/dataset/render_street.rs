@@ -1,28 +1,14 @@
-//! `datum dataset`
+//! `datum dataset render-street`
 
-use super::common::{DisplayArgs, RunArgs, set_threads};
-use super::settings;
 use crate::base::Result;
+use crate::cli::common::{DisplayArgs, RunArgs, set_threads};
+use crate::cli::settings;
 use crate::data::StreetSet;
 use crate::train::run_dir::RunDir;
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use std::path::Path;
-
-/// Make data sets
-#[derive(Debug, Args)]
-#[command(arg_required_else_help = true)]
-#[command(after_help = "Examples:\n  datum dataset render-street --count 500 --look day --output street")]
-pub struct DatasetArgs {
-    #[command(subcommand)]
-    verb: DatasetVerb,
-}
-
-#[derive(Debug, Subcommand)]
-enum DatasetVerb {
-    RenderStreet(RenderStreetArgs),
-}
 
 /// Render street scenes with exact labels and captions
 #[derive(Debug, Args)]
@@ -67,20 +53,14 @@ struct Flags {
     look: Vec<String>,
 }
 
-/// Runs the verb.
-pub fn run(args: DatasetArgs) -> Result<()> {
-    match args.verb {
-        DatasetVerb::RenderStreet(args) => render_street(args),
-    }
-}
-
 /// Reads `512x256`: width, then height.
 fn size(text: &str) -> std::result::Result<(usize, usize), String> {
     let sides = text.split_once('x').and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
     sides.ok_or_else(|| "expected WIDTHxHEIGHT, e.g. 512x256".into())
 }
 
-fn render_street(mut args: RenderStreetArgs) -> Result<()> {
+/// Runs the verb.
+pub fn run(mut args: RenderStreetArgs) -> Result<()> {
     if let Some((width, height)) = args.flags.size {
         (args.flags.width, args.flags.height) = (Some(width), Some(height));
     }
@@ -96,8 +76,8 @@ fn render_street(mut args: RenderStreetArgs) -> Result<()> {
         Some(output) if StreetSet::is_begun(output) => RunDir::open(output)?,
         output => RunDir::create(output.as_deref(), Path::new(settings::RUNS), "render-street")?,
     };
-    settings::record(&run, &resolved, &[])?;
-    let written = run.timed("render", || set.write(run.path(), &progress))?;
+    let work = || run.timed("render", || set.write(run.path(), &progress));
+    let written = settings::recorded(&run, &resolved, &[], None, &progress, work)?;
     let result = json!({
         "images": written.images, "captions": written.captions, "made": written.made, "kept": written.kept, "run": run.path(),
     });

@@ -1,0 +1,37 @@
+//! `datum dataset prepare`
+
+use super::Chosen;
+use crate::base::Result;
+use crate::cli::common::DisplayArgs;
+use crate::cli::settings;
+use crate::data::{Dataset, prepare};
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Write a data set as plain folders: images, train-id labels, lists, and a TOML
+#[derive(Debug, Args)]
+#[command(
+    after_help = "For other tools (mmsegmentation, FiftyOne, CVAT): images/NAME beside labels/NAME.png, whose values are train\n\
+                        ids, 255 where nothing counts. Images are linked where the disk allows it, else copied. Files that are\n\
+                        there already are kept: run the same command again to go on.\n\n\
+                        Examples:\n  datum dataset prepare synthia --output synthia-train-ids\n  \
+                        datum dataset prepare cityscapes --split val --output val"
+)]
+pub struct PrepareArgs {
+    #[command(flatten)]
+    chosen: Chosen,
+    /// Folder to write to
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+    #[command(flatten)]
+    display: DisplayArgs,
+}
+
+/// Runs the verb.
+pub fn run(args: PrepareArgs) -> Result<()> {
+    let dataset = Dataset::open(&args.chosen.dataset, &settings::search())?;
+    let prepared = prepare(&dataset, args.chosen.split.as_deref(), &args.output, &args.display.progress())?;
+    let result = json!({ "dataset": prepared.descriptor, "images": prepared.images, "made": prepared.made });
+    args.display.result(&result, || format!("{}", prepared.descriptor.display()))
+}

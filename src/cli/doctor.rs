@@ -1,0 +1,221 @@
+//! `datum doctor`
+
+use super::common::DisplayArgs;
+use super::settings;
+use crate::base::Result;
+use crate::data::Dataset;
+use crate::io::hub::HubSettings;
+use crate::report::terminal::{facts, memory};
+use clap::Args;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use sysinfo::{Disks, System};
+
+/// Say what this machine and this program have: processor, memory, models, data sets
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  datum doctor\n  datum doctor --json")]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    display: DisplayArgs,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Findings {
+    version: &'static str,
+    program: Option<PathBuf>,
+    features: Vec<&'static str>,
+    devices: Vec<String>,
+    processor: String,
+    threads: usize,
+    vector_instructions: Vec<&'static str>,
+    memory_bytes: Option<u64>,
+    available_memory_bytes: Option<u64>,
+    /// Where runs go.
+    runs: PathBuf,
+    free_disk_bytes: Option<u64>,
+    hub: Hub,
+    datasets: BTreeMap<String, Option<PathBuf>>,
+    /// What may surprise.
+    warnings: Vec<String>,
+}
+
+/// The cache of models.
+#[derive(Debug, Serialize)]
+struct Hub {
+    cache: PathBuf,
+    models: Vec<String>,
+    endpoint: String,
+    offline: bool,
+    has_token: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: DoctorArgs) -> Result<()> {
+    let findings = examine();
+    args.display.result(&findings, || text(&findings))
+}
+
+fn examine() -> Findings {
+    let system = system();
+    let system = system.as_ref();
+    let program = std::env::current_exe().ok();
+    let search = settings::search();
+    let root = |name: String| (name.clone(), Dataset::open(&name, &search).ok().map(|dataset| dataset.root));
+    let processor = system.and_then(|system| system.cpus().first()).map(|cpu| cpu.brand().trim().to_string()).unwrap_or_default();
+    let mut findings = Findings {
+        version: env!("CARGO_PKG_VERSION"),
+        features: Vec::new(),
+        devices: vec!["cpu".into()],
+        processor,
+        threads: rayon::current_num_threads(),
+        vector_instructions: vector_instructions(),
+        memory_bytes: system.map(System::total_memory),
+        available_memory_bytes: system.map(System::available_memory),
+        runs: std::path::absolute(settings::RUNS).unwrap_or_else(|_| settings::RUNS.into()),
+        free_disk_bytes: free_disk(),
+        hub: hub(),
+        datasets: search.names().into_iter().map(root).collect(),
+        warnings: Vec::new(),
+        program,
+    };
+    findings.warnings = warnings(&findings);
+    findings
+}
+
+fn system() -> Option<System> {
+    let memory = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::everything());
+    System::new_with_specifics(memory.with_cpu(sysinfo::CpuRefreshKind::nothing())).ok()
+}
+
+/// Memory that programs can have now, in bytes.
+pub fn available_memory() -> Option<u64> {
+    system().as_ref().map(System::available_memory)
+}
+
+fn vector_instructions() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let known = [
+            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+            ("fma", std::arch::is_x86_feature_detected!("fma")),
+            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+        ];
+        known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
+/// Free space where runs go: on the disk whose mount point is the longest part of this folder's path.
+fn free_disk() -> Option<u64> {
+    let here = std::env::current_dir().ok()?.canonicalize().ok()?;
+    let disks = Disks::new_with_refreshed_list().ok()?;
+    let own = disks.iter().filter(|disk| here.starts_with(disk.mount_point()));
+    own.max_by_key(|disk| disk.mount_point().components().count()).map(|disk| disk.available_space())
+}
+
+fn hub() -> Hub {
+    let settings = HubSettings::from_variables(|name| std::env::var(name).ok());
+    let entries = settings.cache.read_dir().into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name.strip_prefix("models--").map(|name| name.replacen("--", "/", 1))
+    });
+    let mut models: Vec<String> = names.collect();
+    models.sort();
+    Hub {
+        cache: settings.cache,
+        models,
+        endpoint: settings.endpoint,
+        offline: settings.offline,
+        has_token: settings.token.is_some(),
+    }
+}
+
+fn warnings(findings: &Findings) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(other) = findings.program.as_deref().and_then(|own| earlier_in(&path, own)) {
+        warnings.push(format!(
+            "`datum` in your shell is another program: {} (Datumaro installs one of this name); call this one by its path or put \
+             its folder first in PATH",
+            other.display()
+        ));
+    }
+    if cfg!(target_arch = "x86_64") && !findings.vector_instructions.contains(&"avx2") {
+        warnings.push("this processor has no AVX2: everything works, several times slower".into());
+    }
+    if let Some(free) = findings.available_memory_bytes.filter(|free| *free < 2 << 30) {
+        warnings.push(format!("{} of memory are free; see `datum personalize … --plan` before training", memory(free)));
+    }
+    if let Some(free) = findings.free_disk_bytes.filter(|free| *free < 5 << 30) {
+        warnings.push(format!("{} of disk are free where runs go; a personalised Stable Diffusion takes 4 GiB", memory(free)));
+    }
+    warnings
+}
+
+/// The program that a shell would start for `datum`, if it is not this one.
+fn earlier_in(path: &std::ffi::OsStr, own: &Path) -> Option<PathBuf> {
+    let name = format!("datum{}", std::env::consts::EXE_SUFFIX);
+    let first = std::env::split_paths(path).map(|folder| folder.join(&name)).find(|file| file.is_file())?;
+    let same = first.canonicalize().ok().zip(own.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+    (!same).then_some(first)
+}
+
+fn text(findings: &Findings) -> String {
+    let list = |items: &[String]| if items.is_empty() { "none".to_string() } else { items.join(", ") };
+    let owned = |items: &[&str]| list(&items.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let size = |bytes: Option<u64>| bytes.map_or("?".into(), |bytes| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
+    let hub = &findings.hub;
+    let answer = |yes: bool| if yes { "yes" } else { "no" };
+    let (there, missing): (Vec<_>, Vec<_>) = findings.datasets.iter().partition(|(_, root)| root.is_some());
+    let there: Vec<String> =
+        there.iter().filter_map(|(name, root)| root.as_ref().map(|root| format!("{name} ({})", root.display()))).collect();
+    let missing: Vec<String> = missing.into_iter().map(|(name, _)| name.clone()).collect();
+    let mut text = facts(&[
+        ("datum", findings.version.to_string()),
+        ("program", findings.program.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
+        ("built with", owned(&findings.features)),
+        ("devices", list(&findings.devices)),
+        ("processor", format!("{}, {} threads, {}", findings.processor, findings.threads, owned(&findings.vector_instructions))),
+        ("memory", format!("{}, {} available", size(findings.memory_bytes), size(findings.available_memory_bytes))),
+        ("runs go to", format!("{}, {} free", findings.runs.display(), size(findings.free_disk_bytes))),
+        ("model cache", hub.cache.display().to_string()),
+        ("models there", list(&hub.models)),
+        ("model hub", format!("{}, offline: {}, token: {}", hub.endpoint, answer(hub.offline), answer(hub.has_token))),
+        ("data sets", list(&there)),
+        ("not found", list(&missing)),
+    ]);
+    for warning in &findings.warnings {
+        text += &format!("\n\nwarning: {warning}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_program_of_this_name_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| {
+            let bin = folder.path().join(name);
+            std::fs::create_dir(&bin).unwrap();
+            let program = bin.join(format!("datum{}", std::env::consts::EXE_SUFFIX));
+            std::fs::write(&program, name).unwrap();
+            program
+        };
+        let (own, other) = (place("own"), place("other"));
+        let empty = folder.path().to_path_buf();
+        let path = |programs: &[&PathBuf]| {
+            let folders = programs.iter().map(|program| program.parent().unwrap().to_path_buf());
+            std::env::join_paths(std::iter::once(empty.clone()).chain(folders)).unwrap()
+        };
+        assert_eq!(earlier_in(&path(&[&other, &own]), &own), Some(other.clone()));
+        assert_eq!(earlier_in(&path(&[&own, &other]), &own), None);
+        assert_eq!(earlier_in(&path(&[]), &own), None);
+    }
+}
