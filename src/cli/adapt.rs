@@ -70,6 +70,12 @@ struct Flags {
     /// Source images, and as many target images, per step [default: 2]
     #[arg(long, value_name = "B")]
     batch_size: Option<usize>,
+    /// Labelled data set to score on the way, for the curve in the report; never chooses the weights
+    #[arg(long, value_name = "DATASET")]
+    validation: Option<String>,
+    /// Steps between such scores [default: 500]
+    #[arg(long, value_name = "N")]
+    validation_steps: Option<u64>,
     /// Threads that prepare batches [default: 2]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
@@ -139,6 +145,7 @@ fn train_seeds(args: &AdaptArgs, resume: Option<&Resume>) -> Result<(PathBuf, Ve
         let run = RunArgs { seed: Some(seed), output: Some(output), ..args.run.clone() };
         Ok(train(args, &run, resume.filter(|_| started))?.1)
     };
+    parent.log("seeds", json!({ "seeds": args.seeds }))?;
     let progress = args.display.progress();
     let work = || args.seeds.iter().map(of_seed).collect::<Result<Vec<_>>>();
     let files = settings::recorded(&parent, &resolved, &[], resume, &progress, work)?;

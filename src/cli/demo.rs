@@ -37,7 +37,7 @@ pub struct DemoArgs {
 /// What the demo decides beside the settings of its commands, which lie in the same recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct DemoConfig {
+pub(super) struct DemoConfig {
     /// The recipe of all commands.
     recipe: String,
     /// Steps of the training on the source that both segmenters go on from.
@@ -68,6 +68,8 @@ struct Step {
 
 /// The photo of the target, inside the demo's folder.
 const PHOTO: &str = "photo/images/000000.png";
+/// Describes the unseen streets.
+const UNSEEN: &str = "unseen.toml";
 /// Pseudo-target pictures with the photo among them.
 const TARGET: &str = "pseudo-target";
 /// Every so many pictures of the target set are the photo.
@@ -116,13 +118,14 @@ const STEPS: &[Step] = &[
         title: "it goes on with the source alone",
         folder: "source-only",
         seconds: [60.0, 12.0],
-        command: "adapt --source street=@/source --strategy source-only --init @/start",
+        command: "adapt --source street=@/source --strategy source-only --init @/start --validation @/unseen.toml",
     },
     Step {
         title: "or with source and pseudo-target",
         folder: "adapted",
         seconds: [100.0, 20.0],
-        command: "adapt --source street=@/source --target @/pseudo-target --init @/start --set fourier=0.01",
+        command: "adapt --source street=@/source --target @/pseudo-target --init @/start --set fourier=0.01 \
+                  --validation @/unseen.toml",
     },
 ];
 
@@ -143,8 +146,10 @@ pub fn run(args: DemoArgs) -> Result<()> {
     let demo = Demo { args: &args, config: &resolved.settings, folder: run.path(), progress: &progress, started };
     for (index, step) in STEPS.iter().enumerate() {
         demo.step(index, step, &run)?;
-        if step.folder == "generate" {
-            demo.pseudo_target()?;
+        match step.folder {
+            "unseen" => demo.describe_unseen()?,
+            "generate" => demo.pseudo_target()?,
+            _ => {}
         }
     }
     demo.finish(&run)
@@ -270,16 +275,20 @@ impl Demo<'_> {
         (0..pictures.len() / (PHOTO_EVERY - 1)).try_for_each(|i| place(&self.folder.join(PHOTO), format!("photo_{i}.png")))
     }
 
+    /// All unseen streets as one split: their labels serve the test and the curves alone.
+    fn describe_unseen(&self) -> Result<()> {
+        let text = "# All unseen streets; their labels serve the test and the curves alone.\nextends = \"street\"\nroot = \"unseen\"\n[splits]\nval = \"images/*.png\"\n";
+        atomic::write(&self.folder.join(UNSEEN), text.as_bytes())
+    }
+
     /// Scores both segmenters, shows them side by side and writes the report.
     fn finish(&self, run: &RunDir) -> Result<()> {
-        let descriptor = self.folder.join("unseen.toml");
-        let text = "# All unseen streets; their labels serve the test alone.\nextends = \"street\"\nroot = \"unseen\"\n[splits]\nall = \"images/*.png\"\n";
-        atomic::write(&descriptor, text.as_bytes())?;
         let mut scores = Vec::new();
         for name in ["source-only", "adapted"] {
-            let (folder, dataset) = (self.folder.join(name).display().to_string(), descriptor.display().to_string());
+            let (folder, dataset) =
+                (self.folder.join(name).display().to_string(), self.folder.join(UNSEEN).display().to_string());
             let overlays = self.folder.join(name).join("overlays").display().to_string();
-            let command = ["evaluate", "--checkpoint", &folder, "--dataset", &dataset, "--split", "all", "--overlays", &overlays];
+            let command = ["evaluate", "--checkpoint", &folder, "--dataset", &dataset, "--overlays", &overlays];
             let arguments = command.map(String::from).to_vec();
             scores.push(parse(&run.timed("evaluate", || self.call(&arguments))?)?);
         }

@@ -161,7 +161,8 @@ mod tests {
                     "generate" => drop(resolved::<GenerateConfig>(verb, name)),
                     "adapt" => resolved::<AdaptConfig>(verb, name).validate().unwrap(),
                     "render-street" => drop(resolved::<StreetSet>(verb, name)),
-                    "demo" => {}
+                    "demo" => drop(resolved::<crate::cli::demo::DemoConfig>(verb, name)),
+                    "extends" => {}
                     other => panic!("{name} has a table for `{other}`"),
                 }
             }

@@ -19,6 +19,6 @@ pub use check::{Check, check};
 pub use dataset::{Dataset, Sample, Search};
 pub use loader::{Batch, Loader};
 pub use prepare::{Prepared, prepare};
-pub use sheet::sheet;
+pub use sheet::{sheet, stack};
 pub use street_set::StreetSet;
 pub use transforms::{Example, Item, Normalize, Pipeline};

@@ -27,8 +27,8 @@ pub fn sheet(dataset: &Dataset, samples: &[Sample], count: usize) -> Result<RgbI
     Ok(stack((0..count).map(row).collect::<Result<Vec<_>>>()?.as_slice()))
 }
 
-/// Rows of pictures on white.
-fn stack(rows: &[Vec<RgbImage>]) -> RgbImage {
+/// Rows of pictures on white, each as it is.
+pub fn stack(rows: &[Vec<RgbImage>]) -> RgbImage {
     let height = |row: &Vec<RgbImage>| row.iter().map(|picture| picture.height).max().unwrap_or(0) + GAP;
     let width = |row: &Vec<RgbImage>| row.iter().map(|picture| picture.width + GAP).sum::<usize>();
     let (total, widest) = (rows.iter().map(height).sum::<usize>() + GAP, rows.iter().map(width).max().unwrap_or(0) + GAP);

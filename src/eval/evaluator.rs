@@ -63,9 +63,20 @@ impl Evaluator {
         split: Option<&str>,
         model: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
         progress: &dyn Progress,
+        each: impl FnMut(&Sample, &RgbImage, &LabelMap) -> Result<()>,
+    ) -> Result<Evaluation> {
+        self.evaluate_samples(dataset, dataset.samples(split)?, model, progress, each)
+    }
+
+    /// [`Self::evaluate`] on chosen pictures of a data set.
+    pub fn evaluate_samples(
+        &self,
+        dataset: &Dataset,
+        samples: Vec<Sample>,
+        model: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+        progress: &dyn Progress,
         mut each: impl FnMut(&Sample, &RgbImage, &LabelMap) -> Result<()>,
     ) -> Result<Evaluation> {
-        let samples = dataset.samples(split)?;
         let total = samples.len() as u64;
         let loading = (dataset.clone(), samples.clone());
         let load = move |index: u64| loading.0.load(&loading.1[index as usize]);

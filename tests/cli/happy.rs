@@ -233,7 +233,7 @@ fn a_plan_writes_nothing_and_fits_what_happens() {
 fn plans_of_generate_and_adapt_write_nothing_and_fit_what_happens() {
     let sandbox = Sandbox::new();
     let before = sandbox.contents(".").len();
-    let generate = "generate --prompts things.txt --model base --count 3 --steps 4 --output set";
+    let generate = "generate --prompts things.txt --model base --count 3 --steps 4 --output made";
     let plan = json(&sandbox.ok(&format!("{generate} --plan --json")).stdout);
     assert_eq!((plan["images"].as_u64(), plan["steps"].as_u64()), (Some(3), Some(4)));
     let (each, all) = (plan["forecast"]["seconds_each"].as_f64().unwrap(), plan["forecast"]["seconds"].as_f64().unwrap());
@@ -255,6 +255,34 @@ fn plans_of_generate_and_adapt_write_nothing_and_fit_what_happens() {
     );
     let trained: u64 = written.unwrap().values().map(|tensor| tensor.elem_count() as u64).sum();
     assert!(plan["parameters"].as_u64().unwrap() <= trained);
+}
+
+#[test]
+fn scores_on_the_way_are_logged_and_change_nothing() {
+    let sandbox = Sandbox::new();
+    let line = format!("{ADAPT} --target photos --iterations 4");
+    sandbox.ok(&format!("{line} --output plain"));
+    sandbox.ok(&format!("{line} --validation set.toml --validation-steps 2 --output scored"));
+    assert!(sandbox.read("plain/segmenter.safetensors") == sandbox.read("scored/segmenter.safetensors"));
+    let logged: Vec<(u64, f64)> = lines(&sandbox.path("scored/metrics.jsonl"))
+        .iter()
+        .map(|line| json(line))
+        .filter_map(|metrics| Some((metrics["step"].as_u64()?, metrics["validation.mIoU"].as_f64()?)))
+        .collect();
+    assert_eq!(logged.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [2, 4]);
+    let last = json(&sandbox.ok("evaluate --checkpoint scored --dataset set.toml --json -q").stdout);
+    assert_eq!(last["mIoU"].as_f64(), Some(logged[1].1));
+    assert!(sandbox.text("scored/report.html").contains("mIoU"));
+    // The target as a data set: the page shows its images all the same.
+    sandbox.ok(&format!("{ADAPT} --target set.toml --iterations 1 --output named"));
+    let page = sandbox.text("named/report.html");
+    assert!(page.contains("4 of the 4 images in set.toml") && page.contains("data:image/jpeg"));
+    sandbox.fails(&format!("{line} --validation set.toml --validation-steps 0 --output x"), 2, &["validation_steps 0"]);
+    sandbox.fails(
+        &format!("{line} --validation photos --validation-steps 2 --output x"),
+        3,
+        &["a labelled data set of 3 classes"],
+    );
 }
 
 #[test]

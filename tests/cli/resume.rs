@@ -89,6 +89,8 @@ fn seeds_are_trained_one_by_one() {
     assert!(trained("alone") == trained("both/seed-3"));
     assert!(trained("both/seed-0") != trained("both/seed-3"));
     std::fs::remove_dir_all(sandbox.path("both/seed-3")).unwrap();
+    sandbox.ok("report both");
+    assert!(sandbox.text("both/report.html").contains("not finished (1 of 2 seeds)"));
     sandbox.ok(&format!("{line} --seeds 0,3 --output both --resume latest"));
     assert!(trained("alone") == trained("both/seed-3"), "what is missing is trained");
     sandbox.fails(&format!("{line} --seeds 0,3 --resume latest --output alone"), 3, &["a run of `adapt --seeds`", "--output"]);

@@ -310,7 +310,7 @@ impl Default for PersonalizeConfig {
             gradient_checkpointing: false,
             checkpointing_steps: 200,
             keep_last: 1,
-            validation_steps: 0,
+            validation_steps: 500,
             validation_prompt: String::new(),
             seed: 0,
         }
@@ -443,6 +443,15 @@ pub struct AdaptConfig {
     pub self_training: SelfTrainingConfig,
     /// Size of photos in evaluation; 0×0: as they are.
     pub test_size: Size,
+    /// Labelled data set that is scored during training, for the curve alone: the last weights are kept, whatever it says;
+    /// empty: none.
+    pub validation: String,
+    /// Split of the validation; empty: `val` where there is one.
+    pub validation_split: String,
+    /// Steps between scores of `validation`.
+    pub validation_steps: u64,
+    /// Images that are scored, evenly taken; 0: all.
+    pub validation_images: usize,
     /// Full training state every so many steps.
     pub checkpointing_steps: u64,
     /// Seed of everything random.
@@ -460,7 +469,11 @@ impl AdaptConfig {
             ("batch_size", self.batch_size),
             ("crop.height", self.crop.height),
             ("crop.width", self.crop.width),
-        ])
+        ])?;
+        if !self.validation.is_empty() && self.validation_steps == 0 {
+            return Err(Error::Usage("validation_steps 0: expected 1 or more".into()));
+        }
+        Ok(())
     }
 }
 
@@ -522,6 +535,10 @@ impl Default for AdaptConfig {
             fourier: 0.0,
             self_training: SelfTrainingConfig::default(),
             test_size: Size { height: 0, width: 0 },
+            validation: String::new(),
+            validation_split: String::new(),
+            validation_steps: 500,
+            validation_images: 0,
             checkpointing_steps: 2000,
             seed: 0,
             workers: 2,

@@ -3,7 +3,7 @@
 use super::config::{AdaptConfig, Size};
 use crate::base::{Error, Result};
 use crate::data::Dataset;
-use crate::eval::Inference;
+use crate::eval::{Evaluator, Inference};
 use crate::io::weights::{self, TensorSource};
 use crate::models::segmenter::{EncoderDecoder, SegmenterConfig};
 use crate::nn::{Builder, ParamStore};
@@ -86,6 +86,16 @@ pub fn read(path: &Path) -> Result<(Header, weights::SafetensorsFile)> {
     Ok((header, source))
 }
 
+/// How photos are presented to the segmenter that `header` describes.
+pub fn evaluator(header: &Header, inference: Inference) -> Evaluator {
+    Evaluator {
+        resize: super::adapt::frame(header.test_size),
+        inference,
+        normalize: super::adapt::normalize(header.model.normalization()),
+        device: candle_core::Device::Cpu,
+    }
+}
+
 /// A segmenter ready to predict.
 pub struct Segmenter {
     /// What it is.
@@ -115,13 +125,8 @@ impl Segmenter {
     }
 
     /// How photos are presented to it.
-    pub fn evaluator(&self, inference: Inference) -> crate::eval::Evaluator {
-        crate::eval::Evaluator {
-            resize: super::adapt::frame(self.header.test_size),
-            inference,
-            normalize: super::adapt::normalize(self.header.model.normalization()),
-            device: candle_core::Device::Cpu,
-        }
+    pub fn evaluator(&self, inference: Inference) -> Evaluator {
+        evaluator(&self.header, inference)
     }
 
     /// Checks that a data set has the classes this segmenter predicts.

@@ -5,6 +5,7 @@
 mod batches;
 mod plan;
 mod training;
+mod validation;
 
 use super::config::{AdaptConfig, Size, Strategy};
 use super::segmenter_file::{self, Segmenter as SegmenterFile};
@@ -21,6 +22,10 @@ pub use plan::{Plan, plan};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use training::Adaptation;
+use validation::Validation;
+
+/// Target images whose paths the log of a run keeps.
+const LOGGED_IMAGES: usize = 24;
 
 /// Trains and returns the segmenter's file, `segmenter.safetensors` in the run.
 ///
@@ -37,6 +42,8 @@ pub fn run(
     let header = segmenter_file::header(config, &source);
     let batches = Batches::new(config, &header, &source, target.as_ref(), progress)?;
     let mut training = Adaptation::new(config, &header, &source, batches)?;
+    run.log("data", used(&source, target.as_ref(), config)?)?;
+    training.validation = Validation::new(config, &header, search)?;
     let stage = Stage {
         run,
         name: "adapt",
@@ -54,6 +61,20 @@ pub fn run(
     SegmenterFile::save(&file, &header, training.parameters())?;
     progress.say(&format!("segmenter: {}", file.display()));
     Ok(file)
+}
+
+/// Folders of the data sets and a few images of the target, for the report: names are looked up elsewhere later.
+fn used(source: &Dataset, target: Option<&Dataset>, config: &AdaptConfig) -> Result<serde_json::Value> {
+    let split = Some(config.target_split.as_str()).filter(|split| !split.is_empty());
+    let samples = target.map_or(Ok(Vec::new()), |target| target.samples(split))?;
+    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let count = samples.len().min(LOGGED_IMAGES);
+    let images = (0..count).map(|i| absolute(&samples[(2 * i + 1) * samples.len() / (2 * count)].image));
+    Ok(serde_json::json!({
+        "source": absolute(&source.root),
+        "target": target.map(|target| absolute(&target.root)),
+        "target_images": images.collect::<Vec<_>>(),
+    }))
 }
 
 /// Checks the settings and opens source and, where the strategy learns from it, target.
@@ -76,7 +97,9 @@ fn identity(config: &AdaptConfig) -> Result<BTreeMap<String, serde_json::Value>>
     let serde_json::Value::Object(mut values) = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))? else {
         return Err(Error::Usage("a recipe is a table of values".into()));
     };
-    for free in ["workers", "checkpointing_steps", "test_size"] {
+    for free in
+        ["workers", "checkpointing_steps", "test_size", "validation", "validation_split", "validation_steps", "validation_images"]
+    {
         values.remove(free);
     }
     Ok(values.into_iter().collect())

@@ -1,6 +1,7 @@
 //! The adaptation as a training: the self-training step under AdamW.
 
 use super::batches::Batches;
+use super::validation::Validation;
 use crate::base::metrics::Metrics;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Loader};
@@ -29,6 +30,8 @@ pub struct Adaptation {
     config: AdaptConfig,
     batches: Batches,
     loader: Option<Loader<StepBatch>>,
+    /// Scores on the way.
+    pub validation: Option<Validation>,
 }
 
 impl Adaptation {
@@ -55,6 +58,7 @@ impl Adaptation {
             config: config.clone(),
             batches,
             loader: None,
+            validation: None,
         })
     }
 
@@ -142,6 +146,11 @@ impl Training for Adaptation {
         metrics.insert("gradient_norm".into(), norm);
         metrics.insert("learning_rate".into(), rate);
         Ok(metrics)
+    }
+
+    fn after(&mut self, done: u64) -> Result<Metrics> {
+        let parameters = &self.engine.parameters;
+        self.validation.as_ref().map_or_else(|| Ok(Metrics::new()), |validation| validation.after(done, parameters))
     }
 
     fn snapshot(&self) -> Result<Snapshot> {

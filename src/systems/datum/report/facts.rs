@@ -34,7 +34,7 @@ pub fn state(run: &Run) -> String {
     let steps = run.steps().into_iter().map(of_stage).collect::<Vec<_>>().join(", ");
     let reached = match run.verb {
         Some(Verb::Generate | Verb::RenderStreet) => made,
-        _ if !run.seeds.is_empty() => format!("{seeds} of {} seeds", run.seeds.len()),
+        _ if !run.seeds.is_empty() => format!("{seeds} of {} seeds", run.asked_seeds.max(run.seeds.len())),
         _ if steps.is_empty() => "before the first step".into(),
         _ => steps,
     };

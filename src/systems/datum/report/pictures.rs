@@ -127,7 +127,10 @@ impl Album {
         if name.is_empty() {
             return Gallery::default();
         }
-        let Some(all) = run.find(name).and_then(|folder| images_in(&folder)) else {
+        // A data set is more than its folder; its run logged a few of its images.
+        let logged: Vec<PathBuf> = run.target_images.iter().filter(|path| path.is_file()).cloned().collect();
+        let logged = (!logged.is_empty()).then_some(logged);
+        let Some(all) = run.find(name).and_then(|folder| images_in(&folder)).or(logged) else {
             let problems = vec![format!("Target images: {name} is no folder that can be found from here.")];
             return Gallery { problems, ..Gallery::default() };
         };

@@ -65,6 +65,10 @@ pub struct Run {
     pub items: Vec<Value>,
     /// The runs of `--seeds`.
     pub seeds: Vec<(u64, Run)>,
+    /// Seeds that were asked for, as far as that is known.
+    pub asked_seeds: usize,
+    /// Images of the target that an adaptation logged.
+    pub target_images: Vec<PathBuf>,
     /// What is missing or could not be read.
     pub notes: Vec<String>,
 }
@@ -128,10 +132,12 @@ impl Run {
             scores: Vec::new(),
             items: Vec::new(),
             seeds,
+            asked_seeds: 0,
+            target_images: Vec::new(),
             notes: Vec::new(),
         };
         run.read_environment();
-        run.read_stages();
+        run.read_log();
         run.read_curves();
         run.read_items();
         run.read_scores();
@@ -168,7 +174,7 @@ impl Run {
         }
     }
 
-    fn read_stages(&mut self) {
+    fn read_log(&mut self) {
         let stage = |record: &Value| {
             Some(StageTime {
                 stage: record.get("stage")?.as_str()?.to_string(),
@@ -178,8 +184,19 @@ impl Run {
                 ok: record.get("ok").and_then(Value::as_bool).unwrap_or(true),
             })
         };
+        // With seeds, times are in their folders.
+        let log = match self.seeds.is_empty() {
+            true => self.lines("log.jsonl", "Time and memory"),
+            false => records(&self.path.join("log.jsonl")).map(|(found, _)| found).unwrap_or_default(),
+        };
+        let last = |event: &str, key: &str| {
+            let found = log.iter().rev().find(|record| record.get("event").and_then(Value::as_str) == Some(event));
+            found.and_then(|record| record.get(key)?.as_array().cloned()).unwrap_or_default()
+        };
+        self.asked_seeds = last("seeds", "seeds").len();
+        self.target_images = last("data", "target_images").iter().filter_map(Value::as_str).map(PathBuf::from).collect();
         if self.seeds.is_empty() {
-            self.stages = self.lines("log.jsonl", "Time and memory").iter().filter_map(stage).collect();
+            self.stages = log.iter().filter_map(stage).collect();
             return;
         }
         for (seed, run) in &self.seeds {
@@ -246,7 +263,9 @@ impl Run {
         match self.verb {
             Some(Verb::Pretrain) => has("model/model_index.json"),
             Some(Verb::Personalize) => has("model/model_index.json") || has(base::LORA_FILE),
-            Some(Verb::Adapt) if !self.seeds.is_empty() => self.seeds.iter().all(|(_, run)| run.is_finished()),
+            Some(Verb::Adapt) if !self.seeds.is_empty() => {
+                self.seeds.len() >= self.asked_seeds && self.seeds.iter().all(|(_, run)| run.is_finished())
+            }
             Some(Verb::Adapt) => has(segmenter_file::FILE),
             Some(Verb::Generate | Verb::RenderStreet) => self.items.len() as u64 >= self.wanted_items(),
             None => true,
