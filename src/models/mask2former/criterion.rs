@@ -163,8 +163,8 @@ impl Criterion {
     ///
     /// # Randomness
     /// `draw(n)` gives n uniform numbers in 0…1. It is asked for the last prediction first, then for the others in order: the
-    /// points of the matching of every image with targets (2·P); then, if there are pairs, the candidates of all pairs
-    /// (2·P·`oversample` each) and their random points.
+    /// points of the matching of every image (2·P each); then, if there are pairs, the candidates of all pairs
+    /// (2·P·`oversample` each) and their random points. That is the order of the published code.
     ///
     /// # Errors
     /// Targets that do not fit, and predictions that are no numbers.
@@ -217,9 +217,13 @@ impl Criterion {
     ) -> Result<Vec<Pair>> {
         let CriterionConfig { class_weight: class, mask_weight: mask, dice_weight: dice, points, .. } = self.config;
         let mut pairs = Vec::new();
-        for (image, target) in targets.iter().enumerate().filter(|(_, target)| !target.labels.is_empty()) {
+        for (image, target) in targets.iter().enumerate() {
+            let places = draw(2 * points);
+            if target.labels.is_empty() {
+                continue;
+            }
             let (logits, masks) = (prediction.logits.get(image)?, prediction.masks.get(image)?);
-            let costs = costs(&logits, &masks, target, draw(2 * points), CostWeights { class, mask, dice })?;
+            let costs = costs(&logits, &masks, target, places, CostWeights { class, mask, dice })?;
             let found = assign(&costs, logits.dim(0)?, target.labels.len())?;
             pairs.extend(found.into_iter().map(|(query, target)| Pair { image, query, target }));
         }

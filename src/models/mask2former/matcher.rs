@@ -2,7 +2,7 @@
 
 use super::Target;
 use crate::base::{Error, Result};
-use crate::nn::{sample_masks, sample_points, sigmoid_of, softplus};
+use crate::nn::{sample_masks, sample_points, sigmoid_of, softmax, softplus};
 use candle_core::{Device, Tensor};
 
 /// Weights of the three parts of a cost.
@@ -39,7 +39,7 @@ pub(super) fn costs(
     let inside_sums: Vec<f64> = inside.chunks_exact(count).map(total).collect();
     let queries = inside_sums.len();
     let shared = Tensor::from_vec(inside, (queries, count), &Device::Cpu)?.matmul(&wanted)?.flatten_all()?.to_vec1::<f32>()?;
-    let probabilities = crate::nn::softmax(&logits.detach())?.to_vec2::<f32>()?;
+    let probabilities = softmax(&logits.detach())?.to_vec2::<f32>()?;
     let mut costs = Vec::with_capacity(queries * targets);
     for query in 0..queries {
         for (index, label) in target.labels.iter().enumerate() {
