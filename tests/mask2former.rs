@@ -13,7 +13,7 @@ use datum::labels::LabelMap;
 use datum::models::clip::{ConvNextConfig, VisualConfig};
 use datum::models::mask2former::{
     Criterion, CriterionConfig, HeadConfig, Mask2Former, Mask2FormerConfig, Mask2FormerHead, Prediction, Target, TextClasses,
-    assign, semantic_scores,
+    assign, is_decayed, semantic_scores,
 };
 use datum::nn::{Builder, ParamStore, Pass, deformable_attention, sample_masks, sample_points};
 use std::collections::BTreeMap;
@@ -239,9 +239,8 @@ fn losses_and_their_gradients_are_the_published_ones() {
             Target { size: (24, 40), labels, masks }
         })
         .collect();
-    let variable = |name: String, shape: &[usize], scale: f64| {
-        Var::from_tensor(&(fill::image(&name, shape) * scale).unwrap()).unwrap()
-    };
+    let variable =
+        |name: String, shape: &[usize], scale: f64| Var::from_tensor(&(fill::image(&name, shape) * scale).unwrap()).unwrap();
     let leaves: Vec<(Var, Var)> = (0..10)
         .map(|i| (variable(format!("logits{i}"), &[3, 15, 20], 1.0), variable(format!("masks{i}"), &[3, 15, 10, 14], 3.0)))
         .collect();
@@ -309,7 +308,13 @@ fn targets_are_the_classes_of_a_label_map() {
 #[test]
 fn assignments_are_those_of_scipy() {
     let file = golden();
-    let cases = [("wide", 19, 100, 0.0), ("tall", 100, 19, 0.0), ("square", 12, 12, 0.0), ("ties", 9, 14, 3.0), ("tall_ties", 14, 9, 3.0)];
+    let cases = [
+        ("wide", 19, 100, 0.0),
+        ("tall", 100, 19, 0.0),
+        ("square", 12, 12, 0.0),
+        ("ties", 9, 14, 3.0),
+        ("tall_ties", 14, 9, 3.0),
+    ];
     for (name, rows, columns, steps) in cases.into_iter().chain([("one", 1, 1, 0.0)]) {
         let cost = |i| fill::uniform(&format!("cost.{name}"), i);
         let cost = |i| if steps > 0.0 { f64::floor(cost(i) * steps) } else { cost(i) };
@@ -362,7 +367,9 @@ fn names(file: &str, key: &str) -> Names {
 fn published(clip: Option<&str>, head: &str) -> Names {
     let mut all = names("mask2former_names.json", head);
     if let Some(clip) = clip {
-        all.extend(names("clip_names.json", clip).into_iter().map(|(name, shape)| (format!("backbone.clip_model.{name}"), shape)));
+        all.extend(
+            names("clip_names.json", clip).into_iter().map(|(name, shape)| (format!("backbone.clip_model.{name}"), shape)),
+        );
     }
     all
 }
@@ -440,7 +447,9 @@ fn the_gradient_reaches_every_weight_that_is_trained() {
             let size = gradients.get(weight).map(|g| values(g).into_iter().fold(0f32, |most, x| most.max(x.abs())));
             match size {
                 None => assert!(frozen && name.starts_with("backbone."), "no gradient for {name}"),
-                Some(size) => assert!(size.is_finite() && size > 0.0 && !(frozen && name.starts_with("backbone.")), "{name}: {size}"),
+                Some(size) => {
+                    assert!(size.is_finite() && size > 0.0 && !(frozen && name.starts_with("backbone.")), "{name}: {size}")
+                }
             }
         }
     }
@@ -459,4 +468,32 @@ fn new_weights_start_as_published() {
     let value = values(store.get(&format!("{place}value_proj.weight")).unwrap());
     let bound = (6f32 / 128.0).sqrt();
     assert!(value.iter().all(|x| x.abs() <= bound) && value.iter().any(|x| x.abs() > 0.95 * bound));
+}
+
+#[test]
+fn norms_and_embeddings_do_not_decay() {
+    let (_, store) = tiny(false);
+    let place = |name: &str| {
+        if name.starts_with("trunk") { format!("backbone.clip_model.visual.{name}") } else { format!("sem_seg_head.{name}") }
+    };
+    for (name, expected) in [
+        ("pixel_decoder.input_proj.0.0.bias", true),
+        ("pixel_decoder.input_proj.0.1.weight", false),
+        ("pixel_decoder.input_proj.0.1.bias", false),
+        ("pixel_decoder.transformer.level_embed", true),
+        ("pixel_decoder.layer_1.weight", true),
+        ("pixel_decoder.layer_1.norm.bias", false),
+        ("predictor.level_embed.weight", false),
+        ("predictor.query_feat.weight", false),
+        ("predictor.decoder_norm.bias", false),
+        ("predictor.class_embed.bias", true),
+        ("predictor.transformer_ffn_layers.0.norm.weight", false),
+        ("predictor.transformer_self_attention_layers.0.self_attn.in_proj_bias", true),
+        ("trunk.stem.0.bias", true),
+        ("trunk.stem.1.bias", false),
+        ("trunk.stages.1.blocks.0.gamma", true),
+    ] {
+        assert!(store.get(&place(name)).is_some(), "{name}");
+        assert_eq!(is_decayed(&place(name), &store), expected, "{name}");
+    }
 }

@@ -211,7 +211,9 @@ impl Deformable {
         let (mut for_offsets, mut for_weights) = (vec![0.0; given.offsets.len()], vec![0.0; given.weights.len()]);
         let blocks = for_offsets.par_chunks_mut(2 * ROWS * samples).zip(for_weights.par_chunks_mut(ROWS * samples));
         blocks.enumerate().for_each(|(block, (offsets, weights))| {
-            for (i, (offsets, weights)) in offsets.chunks_exact_mut(2 * samples).zip(weights.chunks_exact_mut(samples)).enumerate() {
+            for (i, (offsets, weights)) in
+                offsets.chunks_exact_mut(2 * samples).zip(weights.chunks_exact_mut(samples)).enumerate()
+            {
                 let row = block * ROWS + i;
                 let query = self.query(given.value, given.offsets, given.weights, row);
                 slopes(query, &given.gradient[row * width..(row + 1) * width], offsets, weights);

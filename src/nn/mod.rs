@@ -21,8 +21,8 @@ mod pool;
 mod recompute;
 mod resize;
 
-pub use activation::{geglu, gelu, quick_gelu, relu, relu6, sigmoid, silu, softmax};
 pub(crate) use activation::sigmoid_of;
+pub use activation::{geglu, gelu, quick_gelu, relu, relu6, sigmoid, silu, softmax};
 pub use attention::{attention, attention_with_bias, join_heads, split_heads};
 pub use conv::{Conv2d, ConvSpec, conv2d};
 pub use deformable::deformable_attention;

@@ -21,7 +21,7 @@ use crate::nn::Builder;
 
 /// CLIP's own mean and standard deviation.
 pub const NORMALIZATION: Normalization =
-    Normalization { mean: [122.770_938_3, 116.746_012_5, 104.093_736_15], std: [68.500_532_7, 66.632_157_9, 70.323_163_25] };
+    Normalization { mean: [122.770_935, 116.746_01, 104.093_735], std: [68.500_534, 66.632_16, 70.323_166] };
 
 /// Names that [`ClipConfig::named`] knows.
 pub const CLIP_NAMES: [&str; 8] = [
@@ -94,6 +94,14 @@ impl ClipConfig {
 }
 
 impl VisualConfig {
+    /// Channels of the maps at strides 4, 8, 16, 32.
+    pub fn channels(&self) -> [usize; 4] {
+        match self {
+            Self::ConvNext(config) => config.widths,
+            Self::ResNet(config) => config.channels(),
+        }
+    }
+
     /// Builds the image tower at `builder`, which is the place called `visual` in open_clip's files.
     ///
     /// Built on [`Builder::frozen`], and run with [`Pass::eval`](crate::nn::Pass::eval) on images without gradient, it

@@ -17,6 +17,12 @@ pub struct ModifiedResNetConfig {
     pub width: usize,
 }
 
+impl ModifiedResNetConfig {
+    pub(super) fn channels(&self) -> [usize; 4] {
+        std::array::from_fn(|l| (EXPANSION * self.width) << l)
+    }
+}
+
 /// The network, without its attention pooling.
 ///
 /// # Source
@@ -25,7 +31,7 @@ pub struct ModifiedResNetConfig {
 pub struct ModifiedResNet {
     stem: Vec<ConvNorm>,
     layers: Vec<Vec<Bottleneck>>,
-    width: usize,
+    channels: [usize; 4],
 }
 
 impl ModifiedResNet {
@@ -48,13 +54,14 @@ impl ModifiedResNet {
             };
             (0..config.depths[l]).map(block).collect()
         };
-        Ok(Self { stem: stem.collect::<Result<_>>()?, layers: (0..4).map(layer).collect::<Result<_>>()?, width })
+        let layers = (0..4).map(layer).collect::<Result<_>>()?;
+        Ok(Self { stem: stem.collect::<Result<_>>()?, layers, channels: config.channels() })
     }
 }
 
 impl Encoder for ModifiedResNet {
     fn levels(&self) -> [Level; 4] {
-        std::array::from_fn(|l| Level { channels: EXPANSION * self.width << l, stride: 4 << l })
+        std::array::from_fn(|l| Level { channels: self.channels[l], stride: 4 << l })
     }
 
     fn features(&self, images: &Tensor, pass: &Pass) -> TensorResult<Vec<Tensor>> {
@@ -88,10 +95,7 @@ impl ConvNorm {
     }
 
     fn named(inputs: usize, outputs: usize, kernel: usize, spec: ConvSpec, names: (Builder, Builder)) -> Result<Self> {
-        Ok(Self {
-            conv: Conv2d::no_bias(inputs, outputs, kernel, spec, &names.0)?,
-            norm: BatchNorm2d::new(outputs, &names.1)?,
-        })
+        Ok(Self { conv: Conv2d::no_bias(inputs, outputs, kernel, spec, &names.0)?, norm: BatchNorm2d::new(outputs, &names.1)? })
     }
 
     fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {

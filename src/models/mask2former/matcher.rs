@@ -34,7 +34,8 @@ pub(super) fn costs(
     let found = sample_points(&masks.detach(), points, count)?.to_device(&Device::Cpu)?; // (Q, P)
     let overlaps = found.matmul(&wanted)?.flatten_all()?.to_vec1::<f32>()?; // Σ x·t
     let found: Vec<f32> = found.flatten_all()?.to_vec1()?;
-    let softplus_sums: Vec<f64> = found.chunks_exact(count).map(|row| row.iter().map(|x| f64::from(softplus(*x))).sum()).collect();
+    let softplus_sums: Vec<f64> =
+        found.chunks_exact(count).map(|row| row.iter().map(|x| f64::from(softplus(*x))).sum()).collect();
     let inside: Vec<f32> = found.into_iter().map(sigmoid_of).collect();
     let inside_sums: Vec<f64> = inside.chunks_exact(count).map(total).collect();
     let queries = inside_sums.len();

@@ -20,7 +20,7 @@ pub use transformer_decoder::{Prediction, TextClasses, TransformerDecoder};
 use super::clip::VisualConfig;
 use super::segmenter::Encoder;
 use crate::base::{Error, Result};
-use crate::nn::{Builder, Init, Pass};
+use crate::nn::{Builder, Init, ParamStore, Pass};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Sizes of the head.
@@ -150,9 +150,8 @@ impl Mask2Former {
     pub fn new(config: &Mask2FormerConfig, builder: &Builder) -> Result<Self> {
         let place = builder.pp("backbone").pp("clip_model").pp("visual");
         let place = if config.freeze_backbone { place.frozen() } else { place };
-        let backbone = config.backbone.build(&place)?;
-        let channels = backbone.levels().map(|level| level.channels);
-        Ok(Self { head: Mask2FormerHead::new(&config.head, channels, builder)?, backbone, frozen: config.freeze_backbone })
+        let head = Mask2FormerHead::new(&config.head, config.backbone.channels(), builder)?;
+        Ok(Self { backbone: config.backbone.build(&place)?, head, frozen: config.freeze_backbone })
     }
 
     /// The backbone's maps at strides 4, 8, 16, 32. Student and teacher share them where they see the same images.
@@ -167,4 +166,15 @@ impl Mask2Former {
     pub fn head(&self, features: &[Tensor], classes: Option<&TextClasses>) -> TensorResult<Vec<Prediction>> {
         self.head.forward(features, classes)
     }
+}
+
+/// True when weight decay applies to the weight `name` of `store`: to all but norms and tables of embeddings.
+///
+/// # Source
+/// The published training code. The level embedding of the pixel decoder is no table there, and decays.
+pub fn is_decayed(name: &str, store: &ParamStore) -> bool {
+    const TABLES: [&str; 4] = ["query_feat", "query_embed", "predictor.level_embed", "void_embedding"];
+    let Some((place, "weight" | "bias")) = name.rsplit_once('.') else { return true };
+    let is_norm = store.get(&format!("{place}.weight")).is_some_and(|weight| weight.rank() == 1);
+    !is_norm && !TABLES.iter().any(|table| place.ends_with(table))
 }

@@ -70,7 +70,7 @@ impl PixelDecoder {
     /// # Shapes
     /// `features` (B, channels, …) at strides 4, 8, 16, 32 → see [`PixelFeatures`]
     pub fn forward(&self, features: &[Tensor]) -> TensorResult<PixelFeatures> {
-        let &[ref finest, _, _, _] = features else {
+        let [finest, _, _, _] = features else {
             candle_core::bail!("the pixel decoder needs 4 levels, found {}", features.len())
         };
         let mut grid = Grid::default();
@@ -150,7 +150,8 @@ impl EncoderLayer {
     fn new(config: &HeadConfig, builder: &Builder) -> Result<Self> {
         let HeadConfig { width, heads, points, encoder_hidden: hidden, .. } = *config;
         let (attention, samples) = (builder.pp("self_attn"), heads * ATTENDING.len() * points);
-        let linear = |inputs, outputs, place: Builder, weight, bias| Linear::with_init(inputs, outputs, &place, weight, Some(bias));
+        let linear =
+            |inputs, outputs, place: Builder, weight, bias| Linear::with_init(inputs, outputs, &place, weight, Some(bias));
         let xavier = Init::XavierUniform;
         let uniform = |inputs: usize| Init::Uniform { bound: 1.0 / (inputs as f32).sqrt() };
         let ring = Init::SamplingOffsets { heads, points };
