@@ -8,9 +8,9 @@ mod summary;
 
 use candle_core::{Device, Tensor, Var};
 use datum::base::Rng;
-use datum::io::weights::{SafetensorsFile, TensorSource, clouds};
+use datum::io::weights::{self, SafetensorsFile, TensorSource, clip, clouds};
 use datum::labels::LabelMap;
-use datum::models::clip::{ConvNextConfig, VisualConfig};
+use datum::models::clip::{ConvNextConfig, TextTower, TextTowerConfig, VisualConfig};
 use datum::models::mask2former::{
     Criterion, CriterionConfig, HeadConfig, Mask2Former, Mask2FormerConfig, Mask2FormerHead, Prediction, Target, TextClasses,
     assign, is_decayed, semantic_scores,
@@ -415,6 +415,39 @@ fn a_whole_checkpoint_is_read_without_rest() {
     let error = load(file).unwrap_err().to_string();
     assert!(error.contains("1 missing: sem_seg_head.predictor.decoder_norm.bias"), "{error}");
     assert!(error.contains("1 unexpected: sem_seg_head.extra"), "{error}");
+}
+
+#[test]
+fn a_training_checkpoint_of_detectron2_gives_its_predictions() {
+    let open = || weights::open(&path("clouds.pth")).unwrap();
+    assert_eq!(clouds::classifier(&*open()).unwrap(), clouds::Classifier::Linear(19));
+    let backbone = ConvNextConfig { depths: [1, 1, 2, 1], widths: [8, 16, 24, 32], drop_path: 0.1 };
+    let head = HeadConfig {
+        width: 32,
+        queries: 4,
+        heads: 4,
+        encoder_layers: 1,
+        encoder_hidden: 32,
+        decoder_layers: 3,
+        decoder_hidden: 32,
+        ..Default::default()
+    };
+    let config = Mask2FormerConfig { backbone: VisualConfig::ConvNext(backbone), freeze_backbone: true, head };
+    let builder = Builder::from_source(clouds::network(open()).unwrap(), 0);
+    let model = Mask2Former::new(&config, &builder).unwrap();
+    builder.finish().unwrap();
+    let features = model.features(&fill::image("input", &[1, 3, 64, 96]), &Pass::eval()).unwrap();
+    let answer = model.head(&features, None).unwrap().pop().unwrap();
+    for (name, tensor) in [("pred_logits", answer.logits), ("pred_masks", answer.masks)] {
+        let expected: Vec<f32> = get(&golden(), &format!("checkpoint/{name}")).to_vec1().unwrap();
+        let error = summary::error(&summary::summary(name, &tensor), &expected, 0.0);
+        assert!(error < OUTPUT, "{name} has a relative error of {error:.1e}");
+    }
+    let builder = Builder::from_source(clip::text(open()).unwrap(), 0);
+    let text =
+        TextTowerConfig { vocabulary: 50, context: 12, width: 16, heads: 4, layers: 2, embedding: 24, ..Default::default() };
+    TextTower::new(&text, &builder).unwrap();
+    builder.finish().unwrap();
 }
 
 fn tiny(freeze_backbone: bool) -> (Mask2Former, ParamStore) {

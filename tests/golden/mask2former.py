@@ -1,7 +1,9 @@
 """Makes mask2former.safetensors: deformable attention, both decoders, losses and matching, with gradients, from the published
-code; and mask2former_names.json: names and shapes of the published heads.
+code; mask2former_names.json: names and shapes of the published heads; and clouds.pth: a small training checkpoint as detectron2
+writes it, in half precision, with a whole CLIP.
 
-    python tests/golden/mask2former.py MASK2FORMER DETECTRON2 CLOUDS     # torch, numpy, scipy, safetensors
+    python tests/golden/mask2former.py MASK2FORMER DETECTRON2 CLOUDS
+        # torch, numpy, scipy, safetensors, timm, open_clip_torch
 
 The arguments are checkouts of facebookresearch/Mask2Former, facebookresearch/detectron2 and yasserben/CLOUDS. Only their
 modules of the head are imported; what these want of detectron2 and fvcore to be configured and registered is replaced here.
@@ -18,7 +20,9 @@ import types
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fill import fill, image, put_fill, summary, uniform
+from clip import CONVNEXT, TEXT, convnext_maps
+from fill import image, put_fill, summary, uniform
+from open_clip.model import CLIP
 from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 
@@ -173,6 +177,29 @@ def heads(out, code, text):
         out[f"{label}/grad/{name}"] = summary(name, parameter.grad)
 
 
+def checkpoint(out, code):
+    root = torch.nn.Module()
+    root.backbone = torch.nn.Module()
+    root.backbone.clip_model = CLIP(embed_dim=24, vision_cfg=CONVNEXT, text_cfg={**TEXT, "width": 16}).eval()
+    channels = dict(zip(CHANNELS, (8, 16, 24, 32)))
+    predictor = decoder(code.decoder, width=32, queries=4, heads=4, hidden=32, layers=3)
+    root.sem_seg_head = Head(pixel_decoder(code, channels, 32, 1, 32, 4), predictor)
+    root.void_embedding = torch.nn.Embedding(1, 24)
+    root.criterion = torch.nn.Module()
+    root.criterion.register_buffer("empty_weight", torch.tensor([1.0] * 19 + [0.1]))
+    put_fill(root)
+    root.half().float()
+    halves = {name: t.half() if t.is_floating_point() else t for name, t in root.state_dict().items()}
+    state = {0: dict(step=1, exp_avg=torch.zeros(2))}
+    trainer = dict(iteration=1, hooks={}, _trainer=dict(iteration=1, optimizer=dict(state=state, param_groups=[])))
+    torch.save(dict(model=halves, trainer=trainer, iteration=1), os.path.join(HERE, "clouds.pth"))
+    with torch.no_grad():
+        maps = convnext_maps(root.backbone.clip_model.visual, image("input", (1, 3, 64, 96)))
+        found = root.sem_seg_head(dict(zip(CHANNELS, maps)))[2]
+    for name in ("pred_logits", "pred_masks"):
+        out[f"checkpoint/{name}"] = summary(name, found[name])
+
+
 def numbered_rand():
     count = iter(range(10**6))
     return lambda *shape, **kwargs: torch.tensor(uniform(f"rand{next(count)}", shape).astype(np.float32))
@@ -239,6 +266,7 @@ if __name__ == "__main__":
     deformable(results, code)
     heads(results, code, False)
     heads(results, code, True)
+    checkpoint(results, code)
     losses(results, code)
     assignments(results)
     semantic(results)
