@@ -3,10 +3,13 @@
 //!
 //! [`Pass`]: crate::nn::Pass
 
+pub mod clip;
 mod conv_module;
 pub mod daformer_head;
 pub mod efficientnet;
+pub mod mask2former;
 pub mod mit;
+mod packed_attention;
 pub mod segformer_head;
 pub mod segmenter;
 pub mod stable_diffusion;

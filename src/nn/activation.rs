@@ -54,8 +54,9 @@ impl<A: Activation> CustomOp1 for Map<A> {
     }
 }
 
+/// `1 / (1 + e⁻ˣ)`
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub fn sigmoid_of(x: f32) -> f32 {
     1.0 / (1.0 + cpu::exp(-x))
 }
 
@@ -96,11 +97,11 @@ impl Activation for QuickGelu {
     const NAME: &'static str = "quick-gelu";
     #[inline(always)]
     fn value(x: f32) -> f32 {
-        x * sigmoid(1.702 * x)
+        x * sigmoid_of(1.702 * x)
     }
     #[inline(always)]
     fn slope(x: f32) -> f32 {
-        let s = sigmoid(1.702 * x);
+        let s = sigmoid_of(1.702 * x);
         s + 1.702 * x * s * (1.0 - s)
     }
 }
@@ -122,14 +123,29 @@ impl Activation for Silu {
 /// `x · sigmoid(x)`, for operations that fuse it.
 #[inline(always)]
 pub(super) fn silu_value(x: f32) -> f32 {
-    x * sigmoid(x)
+    x * sigmoid_of(x)
 }
 
 /// Derivative of [`silu_value`].
 #[inline(always)]
 pub(super) fn silu_slope(x: f32) -> f32 {
-    let s = sigmoid(x);
+    let s = sigmoid_of(x);
     s + x * s * (1.0 - s)
+}
+
+struct Sigmoid;
+
+impl Activation for Sigmoid {
+    const NAME: &'static str = "sigmoid";
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        sigmoid_of(x)
+    }
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        let s = sigmoid_of(x);
+        s * (1.0 - s)
+    }
 }
 
 struct Relu;
@@ -174,6 +190,11 @@ pub fn quick_gelu(xs: &Tensor) -> Result<Tensor> {
 /// `x · sigmoid(x)`. # Shapes: any → same
 pub fn silu(xs: &Tensor) -> Result<Tensor> {
     map::<Silu>(xs)
+}
+
+/// `1 / (1 + e⁻ˣ)`. # Shapes: any → same
+pub fn sigmoid(xs: &Tensor) -> Result<Tensor> {
+    map::<Sigmoid>(xs)
 }
 
 /// max(x, 0), with gradient 0 at 0. # Shapes: any → same

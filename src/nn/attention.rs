@@ -17,7 +17,21 @@ const PARTS: usize = 8;
 /// # Shapes
 /// `q` (B, heads, N, d), `k` and `v` (B, heads, M, d) → (B, heads, N, d)
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, causal: bool) -> Result<Tensor> {
-    let op = Attention { scale, causal, log_sums: OnceLock::new() };
+    let op = Attention { scale, causal, bias: None, log_sums: OnceLock::new() };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+/// `softmax(q·kᵀ·scale + bias)·v` per head, the bias shared by the heads of an image. It is a constant: no gradient reaches
+/// it. Keys are hidden by values such as −1e30.
+///
+/// # Shapes
+/// `q` (B, heads, N, d), `k` and `v` (B, heads, M, d), `bias` (B, N, M) → (B, heads, N, d)
+pub fn attention_with_bias(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, scale: f32) -> Result<Tensor> {
+    let ((batch, _, queries, _), keys) = (q.dims4()?, k.dim(2)?);
+    if bias.dims() != [batch, queries, keys] {
+        bail!("attention: queries {:?}, keys {:?}, bias {:?}", q.shape(), k.shape(), bias.shape())
+    }
+    let op = Attention { scale, causal: false, bias: Some(bias.detach().contiguous()?), log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -39,6 +53,8 @@ pub fn join_heads(xs: &Tensor) -> Result<Tensor> {
 struct Attention {
     scale: f32,
     causal: bool,
+    /// Added to the scores of all heads: (B, N, M).
+    bias: Option<Tensor>,
     log_sums: OnceLock<Vec<f32>>,
 }
 
@@ -50,8 +66,11 @@ struct Heads<'a> {
     queries: usize,
     keys: usize,
     dim: usize,
+    /// Heads of one image.
+    heads: usize,
     scale: f32,
     causal: bool,
+    bias: Option<&'a [f32]>,
 }
 
 /// Consecutive queries of one head.
@@ -71,12 +90,19 @@ impl Span {
 }
 
 impl<'a> Heads<'a> {
-    fn new(op: &Attention, q: (&'a [f32], &[usize]), k: (&'a [f32], &[usize]), v: (&'a [f32], &[usize])) -> Result<Self> {
+    fn new(
+        op: &Attention,
+        bias: Option<&'a [f32]>,
+        q: (&'a [f32], &[usize]),
+        k: (&'a [f32], &[usize]),
+        v: (&'a [f32], &[usize]),
+    ) -> Result<Self> {
         match (q.1, k.1, v.1) {
             (&[b, h, queries, dim], &[bk, hk, keys, dk], &[bv, hv, mv, dv])
                 if (b, h, dim) == (bk, hk, dk) && (bk, hk, keys, dk) == (bv, hv, mv, dv) && keys * queries * dim > 0 =>
             {
-                Ok(Self { q: q.0, k: k.0, v: v.0, queries, keys, dim, scale: op.scale, causal: op.causal })
+                let (scale, causal) = (op.scale, op.causal);
+                Ok(Self { q: q.0, k: k.0, v: v.0, queries, keys, dim, heads: h, scale, causal, bias })
             }
             _ => bail!("attention: queries {:?}, keys {:?}, values {:?}", q.1, k.1, v.1),
         }
@@ -96,12 +122,18 @@ impl<'a> Heads<'a> {
         &values[(block.head * length + block.start) * dim..][..block.len * dim]
     }
 
-    /// `scale · q·kᵀ` of a block: (len, seen).
+    /// `scale · q·kᵀ + bias` of a block: (len, seen).
     fn scores(&self, block: Span, out: &mut [f32]) {
         let (seen, dim) = (self.seen(block), self.dim);
         let q = Matrix::rows(Self::rows(self.q, block, self.queries, dim), dim);
         let k = Matrix::rows(&self.k[block.head * self.keys * dim..], dim).t();
         cpu::gemm((block.len, seen, dim), q, k, out, seen, false, self.scale, Threads::One);
+        if let Some(bias) = self.bias {
+            let first = (block.head / self.heads * self.queries + block.start) * self.keys;
+            for (scores, bias) in out.chunks_exact_mut(seen).zip(bias[first..].chunks_exact(self.keys)) {
+                scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
+            }
+        }
     }
 
     /// Fills `out` (len, d) and the log-sums (len) of a block.
@@ -226,7 +258,8 @@ impl CustomOp3 for Attention {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (q, k, v) = (cpu::values(s1, l1)?, cpu::values(s2, l2)?, cpu::values(s3, l3)?);
-        let heads = Heads::new(self, (q, l1.dims()), (k, l2.dims()), (v, l3.dims()))?;
+        let bias = self.bias.as_ref().map(cpu::read).transpose()?;
+        let heads = Heads::new(self, bias.as_deref(), (q, l1.dims()), (k, l2.dims()), (v, l3.dims()))?;
         let (queries, dim, len) = (heads.queries, heads.dim, heads.block_len());
         let (mut out, mut log_sums) = (vec![0.0; q.len()], vec![0.0; q.len() / dim.max(1)]);
         let by_head = out.chunks_mut(queries * dim).zip(log_sums.chunks_mut(queries)).enumerate();
@@ -248,7 +281,8 @@ impl CustomOp3 for Attention {
         let (qs, ks, vs) = (cpu::read(q)?, cpu::read(k)?, cpu::read(v)?);
         let (out, g) = (cpu::read(result)?, cpu::read(&gradient)?);
         let Some(log_sums) = self.log_sums.get() else { bail!("attention: backward without forward") };
-        let heads = Heads::new(self, (&qs, q.dims()), (&ks, k.dims()), (&vs, v.dims()))?;
+        let bias = self.bias.as_ref().map(cpu::read).transpose()?;
+        let heads = Heads::new(self, bias.as_deref(), (&qs, q.dims()), (&ks, k.dims()), (&vs, v.dims()))?;
         let given = Given { out: &out, gradient: &g, log_sums };
         let wanted = [q.track_op(), k.track_op(), v.track_op()];
         let (for_q, for_k, for_v) = gradients(&heads, &given, wanted);

@@ -2,6 +2,7 @@
 
 use super::cpu::{self, vectorised};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use std::ops::Range;
 
 /// Bilinear, without antialiasing, clamped at the border. `align_corners` as in PyTorch.
 ///
@@ -14,6 +15,20 @@ pub fn resize_bilinear(xs: &Tensor, size: (usize, usize), align_corners: bool) -
     }
     let axis = |from, to| Axis::bilinear(from, to, align_corners);
     resize(xs, axis(height, size.0), axis(width, size.1))
+}
+
+/// Some rows of what [`resize_bilinear`] gives, the same bits, for maps that are too large as a whole.
+///
+/// # Shapes
+/// `xs` (B, C, H, W) → (B, C, `rows`, size.1)
+pub fn resize_bilinear_rows(xs: &Tensor, size: (usize, usize), rows: Range<usize>) -> Result<Tensor> {
+    let (_, _, height, width) = xs.dims4()?;
+    if rows.end > size.0 {
+        bail!("rows {rows:?} of a resize to {} rows", size.0)
+    }
+    let mut all = Axis::bilinear(height, size.0, false);
+    all.taps = all.taps[rows].to_vec();
+    resize(xs, all, Axis::bilinear(width, size.1, false))
 }
 
 /// Nearest: `source = ⌊target · (from / to)⌋`, computed in f32 as PyTorch does.

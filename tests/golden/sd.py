@@ -14,48 +14,12 @@ import os
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from fill import fill, image, summary
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 torch.set_num_threads(2)
-
-
-def uniform(name, shape):
-    h = 0x811C9DC5
-    for byte in name.encode():
-        h = ((h ^ byte) * 0x01000193) & 0xFFFFFFFF
-    i = np.arange(int(np.prod(shape)), dtype=np.uint64)
-    x = (h + i * 0x9E3779B9) & 0xFFFFFFFF
-    x ^= x >> 16
-    x = (x * 0x85EBCA6B) & 0xFFFFFFFF
-    x ^= x >> 13
-    x = (x * 0xC2B2AE35) & 0xFFFFFFFF
-    x ^= x >> 16
-    return (x / 2.0**32).reshape(shape)
-
-
-def fill(name, shape):
-    v = 2 * uniform(name, shape) - 1
-    if len(shape) >= 2:
-        v = v * np.sqrt(3 / np.prod(shape[1:]))
-    elif name.endswith(".weight"):
-        v = 1 + 0.1 * v
-    else:
-        v = 0.1 * v
-    return torch.tensor(v.astype(np.float32))
-
-
-def image(name, shape):
-    return torch.tensor((2 * (2 * uniform(name, shape) - 1)).astype(np.float32))
-
-
-def summary(name, tensor):
-    flat = tensor.detach().double().flatten()
-    n = flat.numel()
-    dot = (flat * image(name, (n,)).double()).sum()
-    picked = flat[[i * (n - 1) // 15 for i in range(16)]]
-    return torch.cat([flat.norm()[None], flat.abs().max()[None], dot[None], picked]).float()
 
 
 def parameters(model):

@@ -12,28 +12,11 @@ import kornia
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fill import image, uniform
 from safetensors.torch import save_file
 
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1) / 255
 STD = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1) / 255
-
-
-def uniform(name, shape):
-    h = 0x811C9DC5
-    for byte in name.encode():
-        h = ((h ^ byte) * 0x01000193) & 0xFFFFFFFF
-    i = np.arange(int(np.prod(shape)), dtype=np.uint64)
-    x = (h + i * 0x9E3779B9) & 0xFFFFFFFF
-    x ^= x >> 16
-    x = (x * 0x85EBCA6B) & 0xFFFFFFFF
-    x ^= x >> 13
-    x = (x * 0xC2B2AE35) & 0xFFFFFFFF
-    x ^= x >> 16
-    return (x / 2.0**32).reshape(shape)
-
-
-def image(name, shape):
-    return torch.tensor((2 * (2 * uniform(name, shape) - 1)).astype(np.float32))
 
 
 def jitter(xs, operations):

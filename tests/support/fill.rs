@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use datum::nn::ParamStore;
 
 /// Uniform in [0, 1) from the tensor's name (FNV-1a, 32 bit) and the flat row-major index (murmur finaliser).
-fn uniform(name: &str, index: usize) -> f64 {
+pub fn uniform(name: &str, index: usize) -> f64 {
     let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let mut x = hash.wrapping_add((index as u32).wrapping_mul(0x9E37_79B9));
     x = (x ^ (x >> 16)).wrapping_mul(0x85EB_CA6B);

@@ -1,5 +1,7 @@
 //! Weight files as sources of named tensors: safetensors, and PyTorch pickles (parsed, never executed).
 
+pub mod clip;
+pub mod clouds;
 pub mod diffusers;
 pub mod efficientnet;
 pub mod mit;

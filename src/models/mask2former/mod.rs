@@ -1,0 +1,180 @@
+//! Mask2Former's head for semantic segmentation, as CLOUDS and FC-CLIP use it on a CLIP image tower, and its losses.
+//!
+//! Read [`Mask2Former`] first, then [`pixel_decoder`], [`transformer_decoder`], [`Criterion`]. Names are those of the
+//! published checkpoints (`backbone.clip_model.visual.…`, `sem_seg_head.pixel_decoder.…`, `sem_seg_head.predictor.…`).
+//! Letters: `B` batch, `Q` queries, `K` classes, `C` width, `h w` pixels at stride 4, `N` tokens of a level, `T` targets.
+
+mod criterion;
+mod inference;
+mod matcher;
+pub mod pixel_decoder;
+mod position;
+pub mod transformer_decoder;
+
+pub use criterion::{Criterion, CriterionConfig, LayerLosses, Losses, Target};
+pub use inference::semantic_scores;
+pub use matcher::assign;
+pub use pixel_decoder::PixelDecoder;
+pub use transformer_decoder::{Prediction, TextClasses, TransformerDecoder};
+
+use super::clip::VisualConfig;
+use super::segmenter::Encoder;
+use crate::base::{Error, Result};
+use crate::nn::{Builder, Init, ParamStore, Pass};
+use candle_core::{Result as TensorResult, Tensor};
+
+/// Sizes of the head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadConfig {
+    /// K, without the class "no object".
+    pub num_classes: usize,
+    /// C, width of both decoders and of the mask features; a multiple of 32.
+    pub width: usize,
+    /// Q.
+    pub queries: usize,
+    /// Heads of all attentions.
+    pub heads: usize,
+    /// Points per head and level in the pixel decoder.
+    pub points: usize,
+    /// Layers of the pixel decoder.
+    pub encoder_layers: usize,
+    /// Width inside the feed-forward layers of the pixel decoder.
+    pub encoder_hidden: usize,
+    /// Layers of the Transformer decoder; there is one prediction more.
+    pub decoder_layers: usize,
+    /// Width inside the feed-forward layers of the Transformer decoder.
+    pub decoder_hidden: usize,
+    /// Width D of the text vectors that classes are compared with; `None` classifies by a linear layer.
+    pub text_width: Option<usize>,
+}
+
+impl Default for HeadConfig {
+    /// Of the published configurations.
+    fn default() -> Self {
+        Self {
+            num_classes: 19,
+            width: 256,
+            queries: 100,
+            heads: 8,
+            points: 4,
+            encoder_layers: 6,
+            encoder_hidden: 1024,
+            decoder_layers: 9,
+            decoder_hidden: 2048,
+            text_width: None,
+        }
+    }
+}
+
+impl HeadConfig {
+    /// # Errors
+    /// Numbers that do not fit together.
+    pub fn validate(&self) -> Result<()> {
+        let Self { num_classes, width, queries, heads, points, .. } = *self;
+        if [num_classes, width, queries, heads, points].contains(&0) || width % 32 != 0 || width % heads != 0 {
+            return Err(Error::Usage(format!(
+                "a head needs classes, queries and points, and a width that is a multiple of 32 and of the heads; found \
+                 {num_classes} classes, {queries} queries, {points} points, width {width}, {heads} heads"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Pixel decoder and Transformer decoder, without the backbone: what is trained, and what a teacher has its own copy of.
+#[derive(Debug)]
+pub struct Mask2FormerHead {
+    pixel_decoder: PixelDecoder,
+    decoder: TransformerDecoder,
+    /// Text vector of "no object", (1, D); only with a text classifier.
+    void: Option<Tensor>,
+}
+
+impl Mask2FormerHead {
+    /// For feature maps of `channels`, finest level first. Names `sem_seg_head.pixel_decoder`, `sem_seg_head.predictor`, and
+    /// `void_embedding` with a text classifier.
+    ///
+    /// # Errors
+    /// An invalid configuration.
+    pub fn new(config: &HeadConfig, channels: [usize; 4], builder: &Builder) -> Result<Self> {
+        config.validate()?;
+        let head = builder.pp("sem_seg_head");
+        let void = |width| builder.pp("void_embedding").get(&[1, width], "weight", Init::Normal { std: 1.0 });
+        Ok(Self {
+            pixel_decoder: PixelDecoder::new(config, channels, &head.pp("pixel_decoder"))?,
+            decoder: TransformerDecoder::new(config, &head.pp("predictor"))?,
+            void: config.text_width.map(void).transpose()?,
+        })
+    }
+
+    /// The predictions of all layers; the last is the answer, the others are only trained.
+    ///
+    /// # Shapes
+    /// `features` (B, channels, …) at strides 4, 8, 16, 32 → logits (B, Q, K + 1) and masks (B, Q, h, w)
+    ///
+    /// # Errors
+    /// A head with a text classifier needs `classes`.
+    pub fn forward(&self, features: &[Tensor], classes: Option<&TextClasses>) -> TensorResult<Vec<Prediction>> {
+        let classes = match (&self.void, classes) {
+            (None, _) => None,
+            (Some(void), Some(classes)) => Some(classes.with_void(void)?),
+            (Some(_), None) => candle_core::bail!("this head compares with the vectors of class names, but none were given"),
+        };
+        self.decoder.forward(&self.pixel_decoder.forward(features)?, classes.as_ref())
+    }
+}
+
+/// Which network to build.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mask2FormerConfig {
+    /// The backbone.
+    pub backbone: VisualConfig,
+    /// The backbone is not trained: its weights are constants, and it always runs in evaluation mode.
+    pub freeze_backbone: bool,
+    /// The head.
+    pub head: HeadConfig,
+}
+
+/// A CLIP image tower with Mask2Former's head.
+pub struct Mask2Former {
+    backbone: Box<dyn Encoder>,
+    frozen: bool,
+    head: Mask2FormerHead,
+}
+
+impl Mask2Former {
+    /// Names `backbone.clip_model.visual.…` and those of [`Mask2FormerHead::new`].
+    ///
+    /// # Errors
+    /// An invalid configuration.
+    pub fn new(config: &Mask2FormerConfig, builder: &Builder) -> Result<Self> {
+        let place = builder.pp("backbone").pp("clip_model").pp("visual");
+        let place = if config.freeze_backbone { place.frozen() } else { place };
+        let head = Mask2FormerHead::new(&config.head, config.backbone.channels(), builder)?;
+        Ok(Self { backbone: config.backbone.build(&place)?, head, frozen: config.freeze_backbone })
+    }
+
+    /// The backbone's maps at strides 4, 8, 16, 32. Student and teacher share them where they see the same images.
+    ///
+    /// # Shapes
+    /// `images` (B, 3, H, W), normalised, H and W multiples of 32 → (B, C, H/stride, W/stride)
+    pub fn features(&self, images: &Tensor, pass: &Pass) -> TensorResult<Vec<Tensor>> {
+        if self.frozen { self.backbone.features(&images.detach(), &Pass::eval()) } else { self.backbone.features(images, pass) }
+    }
+
+    /// See [`Mask2FormerHead::forward`].
+    pub fn head(&self, features: &[Tensor], classes: Option<&TextClasses>) -> TensorResult<Vec<Prediction>> {
+        self.head.forward(features, classes)
+    }
+}
+
+/// True when weight decay applies to the weight `name` of `store`: to all but norms and tables of embeddings.
+///
+/// # Source
+/// The published training code. The level embedding of the pixel decoder is no table there, and decays.
+pub fn is_decayed(name: &str, store: &ParamStore) -> bool {
+    const TABLES: [&str; 4] = ["query_feat", "query_embed", "predictor.level_embed", "void_embedding"];
+    let Some((place, "weight" | "bias")) = name.rsplit_once('.') else { return true };
+    let is_norm = store.get(&format!("{place}.weight")).is_some_and(|weight| weight.rank() == 1);
+    !is_norm && !TABLES.iter().any(|table| place.ends_with(table))
+}
