@@ -2,6 +2,7 @@
 //! environment variables and the terminal.
 
 mod adapt;
+mod clouds;
 pub mod common;
 mod dataset;
 mod evaluate;
@@ -43,9 +44,18 @@ enum Verb {
 
 /// Runs the `datum` program on the process's arguments.
 pub fn datum() -> ExitCode {
+    program(|cli: Cli| run(cli.verb))
+}
+
+/// Runs the `clouds` program on the process's arguments.
+pub fn clouds() -> ExitCode {
+    program(clouds::run)
+}
+
+fn program<C: Parser>(run: impl FnOnce(C) -> Result<()>) -> ExitCode {
     crate::base::heap::keep_pages();
     crate::base::interrupt::install();
-    let cli = match Cli::try_parse() {
+    let cli = match C::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // A closed pipe while printing help is not worth a message.
@@ -53,7 +63,7 @@ pub fn datum() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(cli.verb) {
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With nowhere left to say it, the exit code still tells.
@@ -81,11 +91,11 @@ mod tests {
     use super::*;
     use clap::CommandFactory;
 
-    /// Command lines in `text` that call the program; a line goes on after a backslash, a comment ends it.
-    fn commands(text: &str) -> Vec<String> {
+    /// Command lines in `text` that call `program`; a line goes on after a backslash, a comment ends it.
+    pub(super) fn commands(program: &str, text: &str) -> Vec<String> {
         let joined = text.replace("\\\n", " ");
         let lines = joined.lines().map(|line| line.split(" #").next().unwrap_or_default().trim());
-        lines.filter(|line| line.starts_with("datum ")).map(String::from).collect()
+        lines.filter(|line| line.starts_with(&format!("{program} "))).map(String::from).collect()
     }
 
     fn parses(commands: &[String], place: &str) {
@@ -97,12 +107,12 @@ mod tests {
 
     #[test]
     fn every_command_of_the_readme_and_the_help_is_accepted() {
-        let readme = commands(include_str!("../../README.md"));
+        let readme = commands("datum", include_str!("../../README.md"));
         assert!(readme.len() >= 7, "{readme:?}");
         parses(&readme, "README.md");
         for verb in Cli::command().get_subcommands() {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
-            let examples = commands(&help);
+            let examples = commands("datum", &help);
             assert!(!examples.is_empty(), "{} has no example", verb.get_name());
             parses(&examples, verb.get_name());
         }
