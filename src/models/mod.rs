@@ -7,6 +7,7 @@ mod conv_module;
 pub mod daformer_head;
 pub mod efficientnet;
 pub mod mit;
+pub mod sam;
 pub mod segformer_head;
 pub mod segmenter;
 pub mod stable_diffusion;
