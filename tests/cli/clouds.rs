@@ -29,15 +29,15 @@ fn prompts_become_images() {
     let prompts: Vec<&str> = prompts.lines().collect();
     assert_eq!(prompts.len(), 40);
 
-    ok(&sandbox, "generate --prompts list --model base --steps 2 --count 42 --seed 5 --output set");
-    let images = sandbox.contents("set/images");
+    ok(&sandbox, "generate --prompts list --model base --steps 2 --count 42 --seed 5 --output made");
+    let images = sandbox.contents("made/images");
     assert_eq!(images.len(), 42);
     for (j, k) in [(0, 0), (39, 39), (41, 1)] {
-        let facts = png_text::read_facts(&sandbox.path(&format!("set/images/im_{j}_p{k}.png"))).unwrap().unwrap();
+        let facts = png_text::read_facts(&sandbox.path(&format!("made/images/im_{j}_p{k}.png"))).unwrap().unwrap();
         assert_eq!(facts.prompt, prompts[k]);
         assert_eq!((facts.scheduler.as_str(), facts.guidance_scale, facts.seed), ("euler", 7.5, 5 + j));
     }
-    let recipe = sandbox.text("set/recipe.toml");
+    let recipe = sandbox.text("made/recipe.toml");
     for part in ["scheduler = \"euler\"  # recipe clouds-sd2", "steps = 2  # `--steps`"] {
         assert!(recipe.contains(part), "{part}\n{recipe}");
     }
