@@ -29,7 +29,7 @@ enum Verb {
                             Examples:\n  clouds generate --prompts list\n  clouds generate --prompts street.txt --shard 0/4 --output set\n  \
                             clouds generate --model runs/small/model --count 200"
     )]
-    Generate(generate::GenerateArgs),
+    Generate(Box<generate::GenerateArgs>),
     #[command(after_help = "Examples:\n  clouds evaluate --checkpoint runs/adapted --dataset cityscapes\n  \
                             clouds evaluate --predictions ids --dataset bdd100k --split val --json")]
     Evaluate(evaluate::EvaluateArgs),
@@ -41,7 +41,7 @@ enum Verb {
 pub(super) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Prompts(args) => prompts::run(args),
-        Verb::Generate(args) => generate::run_over(Some(GENERATE_RECIPE), args),
+        Verb::Generate(args) => generate::run_over(Some(GENERATE_RECIPE), *args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
     }

@@ -152,7 +152,7 @@ impl Sam {
     /// # Shapes
     /// `embedding` (1, C, g, g) → logits (B, 3 or 1, 4g, 4g) and (B, 3 or 1)
     pub fn decode(&self, embedding: &Tensor, prompts: &Prompts, multimask: bool) -> TensorResult<(Tensor, Tensor)> {
-        let count = prompts.len()?;
+        let count = prompts.count()?;
         if embedding.dim(0)? != 1 || count == 0 {
             bail!("prompts for one image are expected, found {count} for {}", embedding.dim(0)?);
         }

@@ -22,7 +22,7 @@ impl Prompts {
     ///
     /// # Errors
     /// Parts of different lengths.
-    pub fn len(&self) -> TensorResult<usize> {
+    pub fn count(&self) -> TensorResult<usize> {
         let points = self.points.iter().flat_map(|(coordinates, labels)| [coordinates, labels]);
         let sizes: Vec<usize> =
             points.chain(&self.boxes).chain(&self.masks).map(|part| part.dim(0)).collect::<TensorResult<_>>()?;
@@ -130,7 +130,7 @@ impl PromptEncoder {
 
     /// Tokens (B, N, C), and what is added to the embedding: (B, C, g, g), or (1, C, 1, 1) without masks.
     pub(super) fn forward(&self, prompts: &Prompts) -> TensorResult<(Tensor, Tensor)> {
-        let batch = prompts.len()?;
+        let batch = prompts.count()?;
         let mut tokens = Vec::new();
         if let Some((coordinates, labels)) = &prompts.points {
             // Without a box, a point that is none takes its place.

@@ -92,7 +92,8 @@ impl PromptsConfig {
         if !(self.near_duplicate > 0.0 && self.near_duplicate <= 1.0) {
             return usage(format!("near_duplicate {}: expected a value above 0, up to 1", self.near_duplicate));
         }
-        if !(0.0..=10.0).contains(&self.temperature) || !(self.top_p > 0.0 && self.top_p <= 1.0) {
+        let possible = (0.0..=10.0).contains(&self.temperature) && self.top_p > 0.0 && self.top_p <= 1.0;
+        if !possible {
             return usage("temperature: expected 0 to 10; top_p: expected a value above 0, up to 1".into());
         }
         let seconds = |value: f64| (0.0..=86_400.0).contains(&value);
