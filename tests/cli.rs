@@ -1,7 +1,11 @@
-//! The `datum` program from end to end, on drawn photos of 48x32 pixels.
+//! The programs from end to end, on drawn photos of 48x32 pixels.
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "support/chat.rs"]
+mod chat;
+#[path = "cli/clouds.rs"]
+mod clouds;
 #[path = "cli/dataset.rs"]
 mod dataset;
 #[path = "cli/demo.rs"]

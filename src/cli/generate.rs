@@ -35,7 +35,8 @@ pub struct GenerateArgs {
 
 #[derive(Debug, Args, Serialize)]
 struct Flags {
-    /// Prompts, one a line: a file, or things.txt, things-stuff.txt, scene.txt that ship with the program
+    /// Prompts, one a line: a file, a run of `clouds prompts`, or things.txt, things-stuff.txt, scene.txt, street.txt that
+    /// ship with the program
     #[arg(long, value_name = "FILE")]
     prompts: Option<String>,
     /// Run of `personalize`, diffusers folder, or hub id [default: the newest personalised run]
@@ -91,8 +92,13 @@ struct Flags {
 
 /// Runs the verb.
 pub fn run(args: GenerateArgs) -> Result<()> {
+    run_over(None, args)
+}
+
+/// Runs the verb with the settings of a shipped recipe in place of the defaults.
+pub fn run_over(base: Option<&str>, args: GenerateArgs) -> Result<()> {
     args.compute.apply()?;
-    let resolved = settings::resolve::<GenerateConfig>("generate", &args.run, &args.flags)?;
+    let resolved = settings::resolve_over::<GenerateConfig>(base, "generate", &args.run, &args.flags)?;
     let config = &resolved.settings;
     if config.prompts.is_empty() {
         return Err(Error::Usage("generate needs prompts\n  next: add `--prompts things.txt`".into()));

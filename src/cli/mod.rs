@@ -2,6 +2,7 @@
 //! environment variables and the terminal.
 
 mod adapt;
+mod clouds;
 pub mod common;
 mod dataset;
 mod demo;
@@ -50,10 +51,19 @@ enum Verb {
 
 /// Runs the `datum` program on the process's arguments.
 pub fn datum() -> ExitCode {
+    program(|cli: Cli| run(cli.verb))
+}
+
+/// Runs the `clouds` program on the process's arguments.
+pub fn clouds() -> ExitCode {
+    program(clouds::run)
+}
+
+fn program<C: Parser>(run: impl FnOnce(C) -> Result<()>) -> ExitCode {
     crate::base::heap::keep_pages();
     crate::base::threads::share_processors();
     crate::base::interrupt::install();
-    let cli = match Cli::try_parse() {
+    let cli = match C::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // A closed pipe while printing help is not worth a message.
@@ -61,7 +71,7 @@ pub fn datum() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(cli.verb) {
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With nowhere left to say it, the exit code still tells.
@@ -96,12 +106,12 @@ mod tests {
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, PersonalizeConfig, PretrainConfig};
     use std::path::Path;
 
-    /// Command lines in `text` that call the program; a line goes on after a backslash; a comment or a redirection ends it.
-    fn commands(text: &str) -> Vec<String> {
+    /// Command lines in `text` that call `program`; a line goes on after a backslash; a comment or a redirection ends it.
+    pub(super) fn commands(program: &str, text: &str) -> Vec<String> {
         let joined = text.replace("\\\n", " ");
         let cut =
             |line: &str| line.split(" #").next().and_then(|line| line.split(" >").next()).unwrap_or_default().trim().to_string();
-        joined.lines().map(cut).filter(|line| line.starts_with("datum ")).collect()
+        joined.lines().map(cut).filter(|line| line.starts_with(&format!("{program} "))).collect()
     }
 
     fn parses(commands: &[String], place: &str) {
@@ -113,12 +123,12 @@ mod tests {
 
     #[test]
     fn every_command_of_the_readme_and_the_help_is_accepted() {
-        let readme = commands(include_str!("../../README.md"));
+        let readme = commands("datum", include_str!("../../README.md"));
         assert!(readme.len() >= 7, "{readme:?}");
         parses(&readme, "README.md");
         for (words, verb) in manual::verbs(Cli::command()) {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
-            let examples = commands(&help);
+            let examples = commands("datum", &help);
             assert!(!examples.is_empty(), "{words:?} has no example");
             parses(&examples, &words.join(" "));
         }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 /// Recipes that live in the program.
 const SHIPPED: &[(&str, &str)] = &[
+    ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
     ("demo", include_str!("../../recipes/demo.toml")),
@@ -27,7 +28,7 @@ const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Verbs with a table of their own in recipes.
-const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street", "demo"];
+const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street", "demo", "prompts"];
 
 /// Folder of numbered runs.
 pub const RUNS: &str = "runs";
@@ -38,8 +39,16 @@ pub fn resolve<T>(verb: &str, run: &RunArgs, flags: &impl Serialize) -> Result<R
 where
     T: Serialize + DeserializeOwned + Default,
 {
+    resolve_over(None, verb, run, flags)
+}
+
+/// Like [`resolve`] with a recipe `base` between the defaults and the recipe that was asked for.
+pub fn resolve_over<T>(base: Option<&str>, verb: &str, run: &RunArgs, flags: &impl Serialize) -> Result<Resolved<T>>
+where
+    T: Serialize + DeserializeOwned + Default,
+{
     let mut layers = Layers::new(&T::default(), SHIPPED)?.for_verb(verb, VERBS);
-    if let Some(recipe) = &run.recipe {
+    for recipe in base.into_iter().chain(run.recipe.as_deref()) {
         layers.recipe(recipe)?;
     }
     layers.environment(std::env::vars())?;
@@ -143,6 +152,7 @@ pub fn stem(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::data::StreetSet;
+    use crate::systems::clouds::config::PromptsConfig;
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, Method, PersonalizeConfig, PretrainConfig};
     use serde_json::json;
 
@@ -160,6 +170,7 @@ mod tests {
                     "personalize" => resolved::<PersonalizeConfig>(verb, name).validate().unwrap(),
                     "generate" => drop(resolved::<GenerateConfig>(verb, name)),
                     "adapt" => resolved::<AdaptConfig>(verb, name).validate().unwrap(),
+                    "prompts" => resolved::<PromptsConfig>(verb, name).validate().unwrap(),
                     "render-street" => drop(resolved::<StreetSet>(verb, name)),
                     "demo" => drop(resolved::<crate::cli::demo::DemoConfig>(verb, name)),
                     "extends" => {}

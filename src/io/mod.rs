@@ -1,6 +1,7 @@
 //! The only folder that opens files (and, in `hub`, sockets).
 
 pub mod atomic;
+pub mod gguf;
 pub mod hash;
 pub mod hub;
 pub mod images;

@@ -6,10 +6,11 @@ use crate::io::text::read_text;
 use std::path::Path;
 
 /// Files that come with the program, by name.
-pub const SHIPPED: [(&str, &str); 3] = [
+pub const SHIPPED: [(&str, &str); 4] = [
     ("scene.txt", include_str!("../../prompts/scene.txt")),
     ("things.txt", include_str!("../../prompts/things.txt")),
     ("things-stuff.txt", include_str!("../../prompts/things-stuff.txt")),
+    ("street.txt", include_str!("../../prompts/street.txt")),
 ];
 
 /// The templates of a prompt file.
@@ -22,11 +23,15 @@ pub struct PromptFile {
 }
 
 impl PromptFile {
-    /// Reads the file at `path`; where there is none, the shipped file of that name.
+    /// Reads the file at `path`, or `prompts.txt` in the folder of that name; where there is neither, the shipped file.
     ///
     /// # Errors
     /// Neither a file nor a shipped name, or a file without prompts.
     pub fn open(path: &str) -> Result<Self> {
+        let inside = Path::new(path).join("prompts.txt");
+        if inside.is_file() {
+            return Self::parse(&inside.display().to_string(), &read_text(&inside)?);
+        }
         if Path::new(path).exists() {
             return Self::parse(path, &read_text(Path::new(path))?);
         }

@@ -1,0 +1,5 @@
+//! The `clouds` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    datum::cli::clouds()
+}

@@ -1,0 +1,209 @@
+//! SAM's mask decoder: a small transformer between prompt tokens and the image, then one filter for each mask.
+
+use super::blocks::{Activation, LayerNorm2d, Mlp};
+use crate::base::Result;
+use crate::models::tokens::{map_to_tokens, tokens_to_map};
+use crate::nn::{Builder, Init, LayerNorm, Linear, attention, gelu, join_heads, linear, split_heads};
+use candle_core::{Result as TensorResult, Tensor};
+
+/// Masks of every answer: one for a clear prompt, three for an ambiguous one.
+const MASKS: usize = 4;
+
+/// Sizes of the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecoderConfig {
+    /// Layers of the transformer.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width of its feed-forward layers.
+    pub mlp: usize,
+    /// Width of the layers that predict the quality of masks.
+    pub quality: usize,
+}
+
+/// Attention between two lists of tokens, in fewer dimensions where `shrink` is 2.
+#[derive(Debug)]
+struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: usize,
+    scale: f32,
+}
+
+impl Attention {
+    fn new(dim: usize, heads: usize, shrink: usize, builder: &Builder) -> Result<Self> {
+        let inner = dim / shrink;
+        let into = |name: &str| Linear::new(dim, inner, &builder.pp(name));
+        Ok(Self {
+            query: into("q_proj")?,
+            key: into("k_proj")?,
+            value: into("v_proj")?,
+            out: Linear::new(inner, dim, &builder.pp("out_proj"))?,
+            heads,
+            scale: 1.0 / ((inner / heads) as f32).sqrt(),
+        })
+    }
+
+    /// `q` (B, N, C), `k` and `v` (B, M, C) → (B, N, C)
+    fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> TensorResult<Tensor> {
+        let q = split_heads(&self.query.forward(q)?, self.heads)?;
+        let k = split_heads(&self.key.forward(k)?, self.heads)?;
+        let v = split_heads(&self.value.forward(v)?, self.heads)?;
+        self.out.forward(&join_heads(&attention(&q, &k, &v, self.scale, false)?)?)
+    }
+}
+
+/// Tokens look at each other, then at the image; then the image looks at the tokens.
+#[derive(Debug)]
+struct TwoWayLayer {
+    among: Attention,
+    to_image: Attention,
+    mlp: Mlp,
+    from_image: Attention,
+    norms: [LayerNorm; 4],
+    first: bool,
+}
+
+impl TwoWayLayer {
+    fn new(dim: usize, config: DecoderConfig, first: bool, builder: &Builder) -> Result<Self> {
+        let norm = |i: usize| LayerNorm::new(dim, 1e-5, &builder.pp(format!("norm{i}")));
+        let across = |name: &str| Attention::new(dim, config.heads, 2, &builder.pp(name));
+        Ok(Self {
+            among: Attention::new(dim, config.heads, 1, &builder.pp("self_attn"))?,
+            to_image: across("cross_attn_token_to_image")?,
+            mlp: Mlp::new(&[dim, config.mlp, dim], &["lin1", "lin2"], Activation::Relu, &builder.pp("mlp"))?,
+            from_image: across("cross_attn_image_to_token")?,
+            norms: [norm(1)?, norm(2)?, norm(3)?, norm(4)?],
+            first,
+        })
+    }
+
+    /// `tokens` (B, N, C), `image` (B, h·w, C), each with its positions → the same two.
+    fn forward(
+        &self,
+        tokens: &Tensor,
+        image: &Tensor,
+        token_places: &Tensor,
+        image_places: &Tensor,
+    ) -> TensorResult<(Tensor, Tensor)> {
+        let tokens = if self.first {
+            // No residual and no positions here.
+            self.among.forward(tokens, tokens, tokens)?
+        } else {
+            let placed = (tokens + token_places)?;
+            (tokens + self.among.forward(&placed, &placed, tokens)?)?
+        };
+        let tokens = self.norms[0].forward(&tokens)?;
+        let keys = image.broadcast_add(image_places)?;
+        let seen = self.to_image.forward(&(&tokens + token_places)?, &keys, image)?;
+        let tokens = self.norms[1].forward(&(tokens + seen)?)?;
+        let tokens = self.norms[2].forward(&(&tokens + self.mlp.forward(&tokens)?)?)?;
+        let told = self.from_image.forward(&keys, &(&tokens + token_places)?, &tokens)?;
+        let image = self.norms[3].forward(&(image + told)?)?;
+        Ok((tokens, image))
+    }
+}
+
+/// A transposed convolution whose kernel is its stride, 2: each pixel becomes a square of four.
+#[derive(Debug)]
+struct Double {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Double {
+    fn new(inputs: usize, outputs: usize, builder: &Builder) -> Result<Self> {
+        Ok(Self {
+            weight: builder.get(&[inputs, outputs, 2, 2], "weight", Init::FanInUniform)?,
+            bias: builder.get(&[outputs], "bias", Init::Zeros)?,
+        })
+    }
+
+    /// (B, C, h, w) → (B, O, 2h, 2w)
+    fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
+        let (batch, _, height, width) = xs.dims4()?;
+        let (inputs, outputs, ..) = self.weight.dims4()?;
+        let weight = self.weight.reshape((inputs, outputs * 4))?.t()?.contiguous()?; // (4·O, C)
+        let xs = linear(&map_to_tokens(xs)?, &weight, None)?; // (B, h·w, 4·O)
+        let xs = xs.reshape(&[batch, height, width, outputs, 2, 2][..])?.permute(&[0, 3, 1, 4, 2, 5][..])?;
+        let xs = xs.contiguous()?.reshape((batch, outputs, 2 * height, 2 * width))?;
+        xs.broadcast_add(&self.bias.reshape((1, outputs, 1, 1))?)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct MaskDecoder {
+    /// The quality token (1, C), and one for each mask (MASKS, C).
+    own: [Tensor; 2],
+    layers: Vec<TwoWayLayer>,
+    last: Attention,
+    last_norm: LayerNorm,
+    double: [Double; 2],
+    norm: LayerNorm2d,
+    filters: Vec<Mlp>,
+    quality: Mlp,
+}
+
+impl MaskDecoder {
+    pub(super) fn new(dim: usize, config: DecoderConfig, builder: &Builder) -> Result<Self> {
+        let normal = Init::Normal { std: 1.0 };
+        let own = [
+            builder.pp("iou_token").get(&[1, dim], "weight", normal)?,
+            builder.pp("mask_tokens").get(&[MASKS, dim], "weight", normal)?,
+        ];
+        let transformer = builder.pp("transformer");
+        let layer = |i: usize| TwoWayLayer::new(dim, config, i == 0, &transformer.pp("layers").pp(i));
+        let upscaling = builder.pp("output_upscaling");
+        let names = ["layers.0", "layers.1", "layers.2"];
+        let mlp = |widths: &[usize], place: &Builder| Mlp::new(widths, &names, Activation::Relu, place);
+        let filter = |i: usize| mlp(&[dim, dim, dim, dim / 8], &builder.pp("output_hypernetworks_mlps").pp(i));
+        Ok(Self {
+            own,
+            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            last: Attention::new(dim, config.heads, 2, &transformer.pp("final_attn_token_to_image"))?,
+            last_norm: LayerNorm::new(dim, 1e-5, &transformer.pp("norm_final_attn"))?,
+            double: [Double::new(dim, dim / 4, &upscaling.pp(0))?, Double::new(dim / 4, dim / 8, &upscaling.pp(3))?],
+            norm: LayerNorm2d::new(dim / 4, &upscaling.pp(1))?,
+            filters: (0..MASKS).map(filter).collect::<Result<_>>()?,
+            quality: mlp(&[dim, config.quality, config.quality, MASKS], &builder.pp("iou_prediction_head"))?,
+        })
+    }
+
+    /// Masks and their predicted IoU for one image and B prompts.
+    ///
+    /// # Shapes
+    /// `embedding` (1, C, g, g), `places` (1, g·g, C), `prompts` (B, N, C), `dense` (B or 1, C, g or 1, g or 1) →
+    /// (B, 4, 4g, 4g) logits and (B, 4)
+    pub(super) fn forward(
+        &self,
+        embedding: &Tensor,
+        places: &Tensor,
+        prompts: &Tensor,
+        dense: &Tensor,
+    ) -> TensorResult<(Tensor, Tensor)> {
+        let (batch, _, dim) = prompts.dims3()?;
+        let grid = (embedding.dim(2)?, embedding.dim(3)?);
+        let own = Tensor::cat(&self.own, 0)?.unsqueeze(0)?.broadcast_as((batch, MASKS + 1, dim))?;
+        let token_places = Tensor::cat(&[&own.contiguous()?, prompts], 1)?;
+        let image = map_to_tokens(&embedding.broadcast_add(dense)?)?;
+        let mut image = image.broadcast_as((batch, grid.0 * grid.1, dim))?.contiguous()?;
+        let mut tokens = token_places.clone();
+        for layer in &self.layers {
+            (tokens, image) = layer.forward(&tokens, &image, &token_places, places)?;
+        }
+        let keys = image.broadcast_add(places)?;
+        let seen = self.last.forward(&(&tokens + &token_places)?, &keys, &image)?;
+        let tokens = self.last_norm.forward(&(tokens + seen)?)?;
+        let quality = self.quality.forward(&tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?;
+        let map = self.double[0].forward(&tokens_to_map(&image, grid)?)?;
+        let map = gelu(&self.double[1].forward(&gelu(&self.norm.forward(&map)?)?)?)?; // (B, C/8, 4g, 4g)
+        let filter = |(i, mlp): (usize, &Mlp)| mlp.forward(&tokens.narrow(1, 1 + i, 1)?.contiguous()?); // (B, 1, C/8)
+        let filters = self.filters.iter().enumerate().map(filter).collect::<TensorResult<Vec<_>>>()?;
+        let masks = Tensor::cat(&filters, 1)?.matmul(&map.flatten_from(2)?.contiguous()?)?;
+        Ok((masks.reshape((batch, MASKS, 4 * grid.0, 4 * grid.1))?, quality))
+    }
+}

@@ -1,0 +1,11 @@
+//! CLOUDS: street scenes nobody photographed, from a language model and a diffusion model, against the unknown.
+//!
+//! [`prompts`] writes the prompt list; the images come from the generator that `datum` uses too; [`refine`] cleans what a teacher
+//! sees on them.
+
+pub mod answers;
+pub mod collection;
+pub mod config;
+pub mod prompts;
+pub mod refine;
+pub mod sam_masks;

@@ -1,0 +1,186 @@
+//! Pseudo-labels with the outlines of Segment Anything: points on the teacher's regions in, masks with clean borders out.
+
+use super::sam_masks::EncodedImage;
+use crate::base::{Result, Rng};
+use crate::labels::{IGNORE, LabelMap, components, erode};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How a pseudo-label is refined.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RefineConfig {
+    /// Regions must have more pixels than this.
+    pub min_area: usize,
+    /// Side of the square that regions are eroded with before points are drawn; 0: they are not.
+    pub erosion: usize,
+    /// Points on each region.
+    pub points: usize,
+    /// Whether pixels in several masks are taken out of all of them.
+    pub remove_intersections: bool,
+    /// Whether the masks are asked for again, with the first answers as prompts.
+    pub second_pass: bool,
+}
+
+impl Default for RefineConfig {
+    fn default() -> Self {
+        Self { min_area: 5000, erosion: 0, points: 5, remove_intersections: true, second_pass: false }
+    }
+}
+
+/// Points (x, y) on one region of a class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionPrompt {
+    /// Train id of the region.
+    pub class: u8,
+    /// Different pixels of it.
+    pub points: Vec<(usize, usize)>,
+}
+
+/// One mask for each class (row-major); pixels in none of them belong to no class.
+pub type ClassMasks = BTreeMap<u8, Vec<bool>>;
+
+/// The masks of a pseudo-label as it is.
+pub fn class_masks(label: &LabelMap) -> ClassMasks {
+    let classes: BTreeSet<u8> = label.ids.iter().copied().filter(|id| *id != IGNORE).collect();
+    classes.into_iter().map(|class| (class, label.ids.iter().map(|id| *id == class).collect())).collect()
+}
+
+/// Points on every region that is large enough: classes in ascending order, the regions of each row by row.
+///
+/// # Source
+/// CLOUDS, `SELECTION_MODE` "random": pixels of a region drawn without replacement; regions with too few pixels left after erosion
+/// give no prompt.
+///
+/// # Randomness
+/// `points` draws for each prompt, in the order of the result.
+pub fn region_prompts(label: &LabelMap, config: &RefineConfig, rng: &mut Rng) -> Vec<RegionPrompt> {
+    let mut prompts = Vec::new();
+    for (class, mask) in class_masks(label) {
+        for mut region in components(&mask, label.width) {
+            if region.len() <= config.min_area {
+                continue;
+            }
+            if config.erosion > 1 {
+                let mut alone = vec![false; mask.len()];
+                region.iter().for_each(|at| alone[*at] = true);
+                let left = erode(&alone, label.width, config.erosion);
+                region.retain(|at| left[*at]);
+            }
+            if config.points == 0 || region.len() < config.points {
+                continue;
+            }
+            // The first steps of a shuffle draw without replacement.
+            for i in 0..config.points {
+                let other = i + rng.below(region.len() - i);
+                region.swap(i, other);
+            }
+            let points = region[..config.points].iter().map(|at| (at % label.width, at / label.width)).collect();
+            prompts.push(RegionPrompt { class, points });
+        }
+    }
+    prompts
+}
+
+/// One mask for each class from one for each prompt.
+///
+/// # Source
+/// CLOUDS, section 3.3: pixels claimed by several masks, also of one class, go to none (`RM_INTERSECTION`); then the union of each
+/// class.
+pub fn union(prompts: &[RegionPrompt], mut masks: Vec<Vec<bool>>, remove_intersections: bool) -> ClassMasks {
+    if remove_intersections {
+        let pixels = masks.first().map_or(0, Vec::len);
+        for at in 0..pixels {
+            if masks.iter().filter(|mask| mask[at]).count() > 1 {
+                masks.iter_mut().for_each(|mask| mask[at] = false);
+            }
+        }
+    }
+    let mut united = ClassMasks::new();
+    for (prompt, mask) in prompts.iter().zip(masks) {
+        match united.get_mut(&prompt.class) {
+            Some(whole) => whole.iter_mut().zip(mask).for_each(|(whole, there)| *whole |= there),
+            None => drop(united.insert(prompt.class, mask)),
+        }
+    }
+    united
+}
+
+/// The refined masks of a pseudo-label. Classes without a region that is large enough disappear; a pseudo-label without any such
+/// region stays as it is.
+///
+/// # Randomness
+/// As [`region_prompts`].
+pub fn refine(image: &EncodedImage, label: &LabelMap, config: &RefineConfig, rng: &mut Rng) -> Result<ClassMasks> {
+    let prompts = region_prompts(label, config, rng);
+    if prompts.is_empty() {
+        return Ok(class_masks(label));
+    }
+    let points: Vec<_> = prompts.iter().map(|prompt| prompt.points.clone()).collect();
+    let masks = image.best_masks(&points, config.second_pass)?;
+    Ok(union(&prompts, masks.into_iter().map(|best| best.mask).collect(), config.remove_intersections))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 100 columns: class 1 in the upper 50 rows, class 0 in the 50 below but for a square of class 2, 10 ignored pixels.
+    fn label() -> LabelMap {
+        let id = |at: usize| match (at / 100, at % 100) {
+            (99, x) if x >= 90 => IGNORE,
+            (0..=49, _) => 1,
+            (60..=69, 10..=19) => 2,
+            _ => 0,
+        };
+        LabelMap { height: 100, width: 100, ids: (0..10_000).map(id).collect() }
+    }
+
+    fn prompts(config: &RefineConfig) -> Vec<RegionPrompt> {
+        region_prompts(&label(), config, &mut Rng::stream(3, "test", &[]))
+    }
+
+    #[test]
+    fn regions_must_be_larger_than_the_least_area() {
+        let classes = |min_area| {
+            let config = RefineConfig { min_area, ..RefineConfig::default() };
+            prompts(&config).iter().map(|prompt| prompt.class).collect::<Vec<_>>()
+        };
+        assert_eq!(classes(99), [0, 1, 2]);
+        assert_eq!(classes(100), [0, 1]);
+        assert_eq!(classes(4999), [1]);
+        assert!(classes(5000).is_empty(), "exactly 5000 pixels are not more than 5000");
+    }
+
+    #[test]
+    fn points_are_different_pixels_of_their_region() {
+        let config = RefineConfig { min_area: 10, ..RefineConfig::default() };
+        for prompt in prompts(&config) {
+            assert_eq!(prompt.points.iter().collect::<BTreeSet<_>>().len(), 5);
+            assert!(prompt.points.iter().all(|(x, y)| label().ids[y * 100 + x] == prompt.class));
+        }
+        assert_eq!(prompts(&config), prompts(&config));
+        // A square of 10 is one of 4 after erosion by 7: all of it, or nothing.
+        let config = RefineConfig { min_area: 10, erosion: 7, points: 16, ..config };
+        let square = prompts(&config).pop().unwrap();
+        assert_eq!((square.class, square.points.iter().collect::<BTreeSet<_>>().len()), (2, 16));
+        assert!(square.points.iter().all(|(x, y)| (13..17).contains(x) && (63..67).contains(y)));
+        assert!(prompts(&RefineConfig { points: 17, ..config }).iter().all(|prompt| prompt.class != 2));
+    }
+
+    #[test]
+    fn shared_pixels_go_to_nobody_and_classes_unite() {
+        let prompt = |class| RegionPrompt { class, points: vec![] };
+        let masks = |rows: [&str; 3]| rows.map(|row| row.chars().map(|c| c == '#').collect::<Vec<_>>()).to_vec();
+        let given = masks(["##....", ".##...", "...##."]);
+        let order = [prompt(4), prompt(7), prompt(4)];
+        let row =
+            |masks: &ClassMasks, class: u8| masks[&class].iter().map(|there| if *there { '#' } else { '.' }).collect::<String>();
+        let apart = union(&order, given.clone(), true);
+        assert_eq!((row(&apart, 4).as_str(), row(&apart, 7).as_str()), ("#..##.", "..#..."));
+        let all = union(&order, given, false);
+        assert_eq!((row(&all, 4).as_str(), row(&all, 7).as_str()), ("##.##.", ".##..."));
+        // Masks of one class that overlap lose what they share, too.
+        assert_eq!(row(&union(&[prompt(1), prompt(1)], masks(["##", ".#", ""])[..2].to_vec(), true), 1), "#.");
+    }
+}

@@ -1,0 +1,110 @@
+//! The `clouds` program: prompt lists, and images from them.
+
+use super::chat::{Chat, Reply};
+use super::support::{Sandbox, checked, outcome};
+use datum::io::png_text;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+fn clouds(sandbox: &Sandbox, line: &str) -> Command {
+    let mut command = sandbox.command(env!("CARGO_BIN_EXE_clouds"));
+    command.args(line.split_whitespace());
+    command
+}
+
+fn ok(sandbox: &Sandbox, line: &str) -> String {
+    let outcome = outcome(&mut clouds(sandbox, line));
+    assert_eq!(outcome.status.code(), Some(0), "clouds {line}\n{}", outcome.stderr);
+    outcome.stdout
+}
+
+#[test]
+fn prompts_become_images() {
+    let sandbox = Sandbox::new();
+    let said = ok(&sandbox, "prompts --count 40 --output list --json");
+    assert!(said.contains("\"count\":40") && said.contains("\"valid\":1.0"), "{said}");
+    let recipe = sandbox.text("list/recipe.toml");
+    assert!(recipe.contains("count = 40  # `--count`") && recipe.contains("llm = \"template\"  # default"), "{recipe}");
+    let prompts = sandbox.text("list/prompts.txt");
+    let prompts: Vec<&str> = prompts.lines().collect();
+    assert_eq!(prompts.len(), 40);
+
+    ok(&sandbox, "generate --prompts list --model base --steps 2 --count 42 --seed 5 --output made");
+    let images = sandbox.contents("made/images");
+    assert_eq!(images.len(), 42);
+    for (j, k) in [(0, 0), (39, 39), (41, 1)] {
+        let facts = png_text::read_facts(&sandbox.path(&format!("made/images/im_{j}_p{k}.png"))).unwrap().unwrap();
+        assert_eq!(facts.prompt, prompts[k]);
+        assert_eq!((facts.scheduler.as_str(), facts.guidance_scale, facts.seed), ("euler", 7.5, 5 + j));
+    }
+    let recipe = sandbox.text("made/recipe.toml");
+    for part in ["scheduler = \"euler\"  # recipe clouds-sd2", "steps = 2  # `--steps`"] {
+        assert!(recipe.contains(part), "{part}\n{recipe}");
+    }
+    // One engine: the other program makes the same images when told the same.
+    sandbox.ok("generate --prompts list --recipe clouds-sd2 --model base --steps 2 --count 42 --seed 5 --output same");
+    assert!(sandbox.contents("same/images") == images);
+    let default = ok(&sandbox, "generate --model base --steps 1 --count 1");
+    assert!(sandbox.has(default.trim()), "the shipped list without `--prompts`: {default}");
+}
+
+#[test]
+fn a_dry_run_leaves_nothing_behind() {
+    let sandbox = Sandbox::new();
+    let before = sandbox.files();
+    let shown = ok(&sandbox, "prompts --llm openai:http://127.0.0.1:1/v1 --model m --dry-run");
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((shown["first"]["model"].as_str(), shown["requests"].as_u64()), (Some("m"), Some(19)));
+    ok(&sandbox, "prompts --dry-run --json");
+    assert_eq!(sandbox.files(), before);
+}
+
+#[test]
+fn wrong_prompts_commands_say_what_would_be_right() {
+    let sandbox = Sandbox::new();
+    for (line, code, parts) in [
+        ("prompts --llm chatty", 2, &["--llm chatty", "template, gguf:FILE or openai:URL"][..]),
+        ("prompts --count 0", 2, &["`count` is 0"]),
+        ("prompts --set lins=4", 2, &["unknown key `lins`", "`lines`"]),
+        ("prompts --llm gguf:none.gguf", 3, &["none.gguf"]),
+        ("prompts --set grammar=none.toml", 3, &["none.toml"]),
+        ("generate --model nowhere --prompts street.txt", 3, &["nowhere"]),
+        ("pretrain", 2, &["unrecognized subcommand"]),
+    ] {
+        outcome(&mut clouds(&sandbox, line)).failed(line, code, parts);
+    }
+    let help = ok(&sandbox, "prompts --help");
+    assert!(help.contains("Examples:") && help.contains("OPENAI_API_KEY"), "{help}");
+}
+
+#[test]
+fn ctrl_c_keeps_answers_and_the_same_command_goes_on() {
+    let sandbox = Sandbox::new();
+    let whole = Chat::start(&[], Reply::Good);
+    ok(&sandbox, &format!("prompts --llm openai:{} --count 100 --output whole", whole.url));
+    let cut = Chat::start(&vec![Reply::Good; 8], Reply::Hang);
+    let line = format!("prompts --llm openai:{} --count 100 --output cut", cut.url);
+    let child =
+        clouds(&sandbox, &line).env("OPENAI_API_KEY", "sk-mine").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while !sandbox.has("cut/answers") || sandbox.contents("cut/answers").len() < 8 {
+        assert!(start.elapsed() < Duration::from_secs(60), "no answers");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Command::new("kill").arg("-INT").arg(child.id().to_string()).status().unwrap();
+    checked(child).failed("SIGINT", 130, &["interrupted", "--output cut"]);
+    assert!(!sandbox.has("cut/prompts.txt"));
+
+    let asked = cut.requests();
+    drop(cut);
+    let rest = Chat::start_at(&line_url(&line), &[], Reply::Good);
+    ok(&sandbox, &line);
+    assert_eq!(rest.requests() + 8, whole.requests(), "kept answers are not asked for again");
+    assert!(asked >= 8);
+    assert_eq!(sandbox.text("cut/prompts.txt"), sandbox.text("whole/prompts.txt"));
+    assert_eq!(sandbox.text("cut/rejected.jsonl"), sandbox.text("whole/rejected.jsonl"));
+}
+
+fn line_url(line: &str) -> String {
+    line.split_once("openai:").unwrap().1.split_whitespace().next().unwrap().to_string()
+}
