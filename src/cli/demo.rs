@@ -50,7 +50,7 @@ pub(super) struct DemoConfig {
 
 impl Default for DemoConfig {
     fn default() -> Self {
-        Self { recipe: "demo".into(), start_iterations: 600, test_scenes: 60, seed: 0 }
+        Self { recipe: "demo".into(), start_iterations: 500, test_scenes: 60, seed: 0 }
     }
 }
 
@@ -79,7 +79,7 @@ const STEPS: &[Step] = &[
     Step {
         title: "the source: streets by day, with labels",
         folder: "source",
-        seconds: [8.0, 4.0],
+        seconds: [12.0, 4.0],
         command: "dataset render-street --look day --seed {seed}0",
     },
     Step {
@@ -97,33 +97,33 @@ const STEPS: &[Step] = &[
     Step {
         title: "nano learns the look of the photo",
         folder: "personalize",
-        seconds: [150.0, 30.0],
+        seconds: [45.0, 15.0],
         command: "personalize @/photo/images/000000.png --base nano --class-images @/source/images",
     },
     Step {
         title: "it redraws the streets in that look",
         folder: "generate",
-        seconds: [90.0, 20.0],
+        seconds: [60.0, 10.0],
         command: "generate --prompts things.txt --model @/personalize --init-images @/source/images \
                   --init-style @/photo/images/000000.png",
     },
     Step {
         title: "a segmenter learns from the source",
         folder: "start",
-        seconds: [120.0, 25.0],
+        seconds: [190.0, 45.0],
         command: "adapt --source street=@/source --strategy source-only --iterations {start} --set learning_rate=2e-3 \
                   --set warmup=50",
     },
     Step {
         title: "it goes on with the source alone",
         folder: "source-only",
-        seconds: [60.0, 12.0],
+        seconds: [70.0, 22.0],
         command: "adapt --source street=@/source --strategy source-only --init @/start --validation @/unseen.toml",
     },
     Step {
         title: "or with source and pseudo-target",
         folder: "adapted",
-        seconds: [100.0, 20.0],
+        seconds: [150.0, 45.0],
         command: "adapt --source street=@/source --target @/pseudo-target --init @/start --set fourier=0.01 \
                   --validation @/unseen.toml",
     },
