@@ -17,6 +17,7 @@ mod pass;
 mod pool;
 mod recompute;
 mod resize;
+pub mod self_test;
 
 pub use activation::{geglu, gelu, quick_gelu, relu, relu6, silu, softmax};
 pub use attention::{attention, join_heads, split_heads};

@@ -7,7 +7,9 @@ use super::{Builder, Init, Pass};
 use crate::base::Result;
 use batch::{BatchNormOp, batch_statistics};
 use candle_core::{Result as TensorResult, Tensor, Var};
-use rows::{GroupNormOp, LayerNormOp};
+use rows::LayerNormOp;
+
+pub(super) use rows::GroupNormOp;
 
 /// Normalisation over the last dimension, with weight and bias.
 #[derive(Debug, Clone)]
@@ -26,8 +28,24 @@ impl LayerNorm {
     /// # Shapes
     /// `xs` (…, D) → same
     pub fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
-        xs.contiguous()?.apply_op3(&self.weight, &self.bias, LayerNormOp { eps: self.eps })
+        layer_norm(xs, &self.weight, &self.bias, self.eps)
     }
+}
+
+/// The operation of [`LayerNorm`]. # Shapes: `xs` (…, D), `weight` and `bias` (D)
+pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> TensorResult<Tensor> {
+    xs.contiguous()?.apply_op3(weight, bias, LayerNormOp { eps })
+}
+
+/// The operation of [`GroupNorm`]. # Shapes: `xs` (B, C, …), `weight` and `bias` (C)
+pub(super) fn group_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupNormOp) -> TensorResult<Tensor> {
+    xs.contiguous()?.apply_op3(weight, bias, op)
+}
+
+/// The operation of [`BatchNorm2d`] with the statistics of the batch. # Shapes: `xs` (B, C, …), `weight` and `bias` (C)
+pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> TensorResult<Tensor> {
+    let (mean, variance) = batch_statistics(xs)?;
+    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true })
 }
 
 /// Normalisation over groups of channels, with weight and bias per channel, optionally followed by SiLU in one operation.
@@ -61,8 +79,7 @@ impl GroupNorm {
     }
 
     fn apply(&self, xs: &Tensor, silu: bool) -> TensorResult<Tensor> {
-        let op = GroupNormOp { groups: self.groups, eps: self.eps, silu };
-        xs.contiguous()?.apply_op3(&self.weight, &self.bias, op)
+        group_norm(xs, &self.weight, &self.bias, GroupNormOp { groups: self.groups, eps: self.eps, silu })
     }
 }
 
