@@ -8,6 +8,8 @@ mod activation;
 mod attention;
 mod conv;
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod init;
 mod linear;
 mod loss;

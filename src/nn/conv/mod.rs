@@ -13,6 +13,8 @@ use super::{Builder, Init};
 use crate::base::Result;
 use candle_core::{Result as TensorResult, Tensor};
 use op::Convolution;
+#[cfg(any(test, feature = "cuda"))]
+pub(super) use op::Sizes;
 
 /// Stride, padding, dilation and groups of a convolution; equal in both axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
