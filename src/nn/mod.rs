@@ -9,7 +9,7 @@ mod attention;
 mod conv;
 mod cpu;
 #[cfg(any(test, feature = "cuda"))]
-mod cuda;
+pub(crate) mod cuda;
 mod init;
 mod linear;
 mod loss;
@@ -24,6 +24,8 @@ pub mod self_test;
 pub use activation::{geglu, gelu, quick_gelu, relu, relu6, silu, softmax};
 pub use attention::{attention, join_heads, split_heads};
 pub use conv::{Conv2d, ConvSpec, conv2d};
+#[cfg(feature = "cuda")]
+pub use cuda::allow_tf32;
 pub use init::Init;
 pub use linear::{Adapter, AdapterPlan, Embedding, Linear, linear};
 pub use loss::{cross_entropy, mse};
