@@ -1,7 +1,30 @@
 //! Which device tensors are computed on.
 
 use super::{Error, Result};
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
+use std::sync::OnceLock;
+
+static CURRENT: OnceLock<Device> = OnceLock::new();
+
+/// Where this process makes its parameters and inputs: the processor, unless [`make_current`] said otherwise. Results of
+/// operations are where their arguments are.
+pub fn current() -> Device {
+    CURRENT.get().cloned().unwrap_or(Device::Cpu)
+}
+
+/// Decides where the process computes. Call once, before the first tensor is made; later calls change nothing.
+pub fn make_current(device: &Device) {
+    CURRENT.get_or_init(|| device.clone());
+}
+
+/// The name by which `--device` knows a device.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".into(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { .. } => "metal".into(),
+    }
+}
 
 /// A device as named by `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

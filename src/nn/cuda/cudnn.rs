@@ -1,6 +1,6 @@
 //! Convolutions by cuDNN, forward and both gradients.
 
-use super::device::{Buffer, Gpu, tf32_allowed};
+use super::device::{Buffer, tf32_allowed};
 use crate::nn::conv::Sizes;
 use candle_core::cuda_backend::cudarc::cudnn::sys::{cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t};
 use candle_core::cuda_backend::cudarc::cudnn::{

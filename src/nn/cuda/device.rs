@@ -88,11 +88,6 @@ impl<'a> Gpu<'a> {
         }
     }
 
-    /// The device itself.
-    pub fn device(&self) -> &CudaDevice {
-        &self.device
-    }
-
     /// The operations for the type of `tensor`: f32 or bf16.
     pub fn kernels(&self, tensor: &Tensor) -> Result<Kernels<'_, Self>> {
         Ok(Kernels { machine: self, values: Kind::of(tensor.dtype())? })

@@ -107,7 +107,7 @@ impl Emulator {
             list.join(", "),
             list.len()
         );
-        let path = self.folder.path().join(format!("{:?}.cpp", module).replace(|c: char| !c.is_alphanumeric() && c != '.', "_"));
+        let path = self.folder.path().join(format!("{}.cpp", self.modules.borrow().len()));
         std::fs::write(&path, program).unwrap();
         let library = path.with_extension("so");
         let out = Command::new("c++")

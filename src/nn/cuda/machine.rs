@@ -18,6 +18,9 @@ pub enum Source {
     Pool,
     Reduce,
     Resize,
+    /// Any text, to test the tests with.
+    #[cfg(test)]
+    Text(&'static str),
 }
 
 /// Types of values in buffers.
@@ -61,6 +64,8 @@ impl Module {
             Source::Pool => (include_str!("kernels/pool.cu"), 0),
             Source::Reduce => (include_str!("kernels/reduce.cu"), 0),
             Source::Resize => (include_str!("kernels/resize.cu"), 0),
+            #[cfg(test)]
+            Source::Text(text) => (text, 0),
         };
         let values = if self.values == Kind::Bf16 { "bf16" } else { "float" };
         format!("#define CHUNKS {chunks}\n{}\ntypedef {values} T;\n\n{file}", include_str!("kernels/common.cu"))

@@ -1,6 +1,6 @@
 //! The operations of `nn` for tensors on the GPU. Shapes were checked by the callers, which they share with the processor.
 
-use super::device::{Buffer, Given, Gpu, Gradients, with_gradient};
+use super::device::{Buffer, Given, Gpu, with_gradient};
 use super::machine::Kernels;
 use super::programs::{AttentionGiven, AttentionSizes, CrossEntropyInputs, PlaneNorm, PlaneNormInputs, PoolSizes, ResizeSizes};
 use candle_core::backend::BackendStorage;

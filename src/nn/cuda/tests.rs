@@ -1,7 +1,7 @@
 //! Every kernel, run by the [`Emulator`], against the operation on the processor: results and gradients, in f32 and bf16.
 
 use super::emulator::{Buffer, Emulator};
-use super::machine::{Kernels, Kind};
+use super::machine::{Kernels, Kind, Source, args};
 use super::programs::{AdamWFactors, AttentionGiven, AttentionSizes, CrossEntropyInputs};
 use super::programs::{PlaneNorm, PlaneNormInputs, PoolSizes, ResizeSizes};
 use crate::base::Rng;
@@ -375,8 +375,40 @@ fn wrong_launches_are_found() {
     let Some(machine) = Emulator::new() else { return };
     let k = Kernels { machine: &machine, values: Kind::F32 };
     let buffer = Buffer::from_values(&[1.0], Kind::F32);
-    use super::machine::{Source, args};
     assert!(k.threads(Source::Optimizer, "no_such_kernel", 1, args![&buffer]).is_err());
     assert!(k.threads(Source::Optimizer, "running_average", 1, args![&buffer, &buffer, 1.0, 0.5, 0.5]).is_err());
     assert!(k.threads(Source::Optimizer, "running_average", 1, args![&buffer, &buffer, 1 << 31, 0.5, 0.5]).is_err());
+}
+
+#[test]
+fn faulty_kernels_are_found() {
+    const NO_BARRIER: &str = r#"extern "C" __global__ void shifted(const T *xs, T *out) {
+        __shared__ T row[256];
+        row[threadIdx.x] = xs[threadIdx.x];
+        out[threadIdx.x] = row[(threadIdx.x + 1) % 256];
+    }"#;
+    const BARRIER: &str = r#"extern "C" __global__ void shifted(const T *xs, T *out) {
+        __shared__ T row[256];
+        row[threadIdx.x] = xs[threadIdx.x];
+        __syncthreads();
+        out[threadIdx.x] = row[(threadIdx.x + 1) % 256];
+    }"#;
+    const TOO_FAR: &str =
+        r#"extern "C" __global__ void shifted(const T *xs, T *out) { out[threadIdx.x + 1] = xs[threadIdx.x]; }"#;
+    if Emulator::new().is_none() {
+        return;
+    }
+    let values: Vec<f32> = (0..256).map(|i| i as f32).collect();
+    let run = |text: &'static str| {
+        std::panic::catch_unwind(|| {
+            let machine = Emulator::new().unwrap();
+            let k = Kernels { machine: &machine, values: Kind::F32 };
+            let (xs, out) = (Buffer::from_values(&values, Kind::F32), Buffer::from_values(&values, Kind::F32));
+            k.threads(Source::Text(text), "shifted", 256, args![&xs, &out]).unwrap();
+            out.values()
+        })
+    };
+    assert_eq!(run(BARRIER).unwrap()[..3], [1.0, 2.0, 3.0]);
+    assert!(run(NO_BARRIER).is_err());
+    assert!(run(TOO_FAR).is_err());
 }

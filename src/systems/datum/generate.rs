@@ -3,7 +3,7 @@
 use super::base;
 use super::config::GenerateConfig;
 use crate::base::progress::Progress;
-use crate::base::{Error, Result, interrupt};
+use crate::base::{Error, Result, device, interrupt};
 use crate::data::fourier::FourierTransfer;
 use crate::data::resize::antialiased;
 use crate::diffusion::model::Model;
@@ -15,7 +15,7 @@ use crate::io::weights::TensorSource;
 use crate::io::{hash, png_text, weights};
 use crate::prompting::{ClassSet, PromptFile, Prompts};
 use crate::train::run_dir::RunDir;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::path::{Path, PathBuf};
 
 /// Where the pictures lie below the output folder.
@@ -291,5 +291,5 @@ fn read_latents(config: &GenerateConfig, item: [usize; 3]) -> Result<Option<Tens
             "write standard normal noise in that shape",
         ));
     }
-    Ok(Some(source.load("latents", &Device::Cpu)?))
+    Ok(Some(source.load("latents", &device::current())?))
 }
