@@ -109,6 +109,8 @@ where
         let Some(out) = self.out.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             bail!("a recomputed segment runs once")
         };
+        // A clone of the storage would keep what lies before a view.
+        let out = if out.layout().start_offset() == 0 { out } else { out.force_contiguous()? };
         let (storage, layout) = out.storage_and_layout();
         match &*storage {
             candle_core::Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, out.shape().clone())),

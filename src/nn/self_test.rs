@@ -56,12 +56,13 @@ fn row(case: &Case, dtype: DType, device: &Device) -> Result<Row> {
         let arguments = arguments(case, shapes, dtype)?;
         let wide = arguments.iter().map(|t| t.to_dtype(DType::F64)).collect::<TensorResult<Vec<_>>>()?;
         let near = arguments.iter().map(|t| t.to_device(device)).collect::<TensorResult<Vec<_>>>()?;
-        let (expected, found) = (outcome(case, case.reference, &wide)?, outcome(case, case.op, &near)?);
-        for (found, expected) in found.iter().zip(&expected) {
+        let trial = Trial::new(case, case.op, &near)?;
+        let expected = Trial::new(case, case.reference, &wide)?.run()?;
+        for (found, expected) in trial.run()?.iter().zip(&expected) {
             let here = relative_error(found, expected)?;
             error = if here.is_nan() { here } else { error.max(here) };
         }
-        milliseconds = best_time(case, &near)?;
+        milliseconds = trial.best_time()?;
     }
     let (dtype, tolerance) = match dtype {
         DType::BF16 => ("bf16", BF16_TOLERANCE.max(case.tolerance)),
@@ -80,25 +81,51 @@ fn arguments(case: &Case, shapes: &[&[usize]], dtype: DType) -> Result<Vec<Tenso
     Ok(shapes.iter().enumerate().map(&mut draw).collect::<TensorResult<_>>()?)
 }
 
-/// The output, and the gradients of all arguments when the output's gradient is random.
-fn outcome(case: &Case, op: Op, arguments: &[Tensor]) -> Result<Vec<Tensor>> {
-    let vars = arguments.iter().map(Var::from_tensor).collect::<TensorResult<Vec<_>>>()?;
-    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let out = op(&tensors)?;
-    // The same values for all types: what bf16 can hold.
-    let gradient = Rng::stream(1, case.name, &[]).normal_tensor(out.dims(), &Device::Cpu)?.to_dtype(DType::BF16)?;
-    let gradient = gradient.to_device(out.device())?.to_dtype(out.dtype())?;
-    let store = match out.dtype() {
-        // Our own operations have no f64.
-        DType::F64 => (&out * gradient)?.sum_all()?.backward()?,
-        _ => backward_from(&out, &gradient)?,
-    };
-    let mut all = vec![out.detach()];
-    for var in &vars {
-        let zeros = || var.as_tensor().zeros_like();
-        all.push(store.get(var).cloned().map_or_else(zeros, Ok)?);
+/// An operation with arguments that get gradients, and the gradient of its output.
+struct Trial {
+    op: Op,
+    vars: Vec<Var>,
+    gradient: Tensor,
+}
+
+impl Trial {
+    fn new(case: &Case, op: Op, arguments: &[Tensor]) -> Result<Self> {
+        let out = op(arguments)?;
+        // Values that bf16 can hold, so that they are the same for all types.
+        let gradient = Rng::stream(1, case.name, &[]).normal_tensor(out.dims(), &Device::Cpu)?.to_dtype(DType::BF16)?;
+        let gradient = gradient.to_device(out.device())?.to_dtype(out.dtype())?;
+        let vars = arguments.iter().map(Var::from_tensor).collect::<TensorResult<_>>()?;
+        Ok(Self { op, vars, gradient })
     }
-    Ok(all)
+
+    /// The output, and the gradients of all arguments.
+    fn run(&self) -> Result<Vec<Tensor>> {
+        let tensors: Vec<Tensor> = self.vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let out = (self.op)(&tensors)?;
+        let store = match out.dtype() {
+            // Our own operations have no f64.
+            DType::F64 => (&out * &self.gradient)?.sum_all()?.backward()?,
+            _ => backward_from(&out, &self.gradient)?,
+        };
+        let mut all = vec![out.detach()];
+        for var in &self.vars {
+            all.push(store.get(var).cloned().map_or_else(|| var.as_tensor().zeros_like(), Ok)?);
+        }
+        Ok(all)
+    }
+
+    /// Milliseconds of forward and backward: the best of a few runs.
+    fn best_time(&self) -> Result<f64> {
+        let (device, mut best) = (self.gradient.device(), f64::INFINITY);
+        for _ in 0..3 {
+            device.synchronize()?;
+            let start = Instant::now();
+            self.run()?;
+            device.synchronize()?;
+            best = best.min(start.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(best)
+    }
 }
 
 /// Largest difference over largest reference value.
@@ -112,19 +139,6 @@ fn relative_error(found: &Tensor, expected: &Tensor) -> Result<f64> {
     let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
     let worst = differences.fold(0f64, |worst, d| if d.is_nan() || worst.is_nan() { f64::NAN } else { worst.max(d) });
     Ok(worst / largest.max(f64::MIN_POSITIVE))
-}
-
-/// Milliseconds of forward and backward: the best of a few runs after the one that compared.
-fn best_time(case: &Case, arguments: &[Tensor]) -> Result<f64> {
-    let mut best = f64::INFINITY;
-    for _ in 0..3 {
-        arguments[0].device().synchronize()?;
-        let start = Instant::now();
-        outcome(case, case.op, arguments)?;
-        arguments[0].device().synchronize()?;
-        best = best.min(start.elapsed().as_secs_f64() * 1e3);
-    }
-    Ok(best)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use candle_core::{Shape, Storage, Tensor, bail};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Values in the memory of the GPU: of a tensor that lives at least as long, or our own.
 pub struct Buffer<'a> {
@@ -71,7 +71,7 @@ fn pointer(storage: &CudaStorage) -> Result<CUdeviceptr> {
 }
 
 /// PTX of the modules compiled so far, by their text's name and the GPU's architecture.
-static COMPILED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+static COMPILED: Mutex<BTreeMap<String, Arc<str>>> = Mutex::new(BTreeMap::new());
 
 /// A device with the lifetime of the buffers that kernels are given.
 pub struct Gpu<'a> {
@@ -106,7 +106,7 @@ impl<'a> Gpu<'a> {
         Ok(Buffer { pointer, owned: None, tensor: PhantomData })
     }
 
-    fn ptx(&self, module: Module, name: &str) -> Result<String> {
+    fn ptx(&self, module: Module, name: &str) -> Result<Arc<str>> {
         let (major, minor) = self.device.cuda_stream().context().compute_capability().map_err(Error::wrap)?;
         let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
         let key = format!("{name}_{major}{minor}");
@@ -119,7 +119,7 @@ impl<'a> Gpu<'a> {
             CompileError::CompileError { log, .. } => Error::Msg(format!("{name}: {}", log.to_string_lossy())),
             error => Error::Msg(format!("cannot compile kernels (is libnvrtc in LD_LIBRARY_PATH?): {error}")),
         })?;
-        Ok(compiled.entry(key).or_insert(ptx.to_src()).clone())
+        Ok(compiled.entry(key).or_insert(ptx.to_src().into()).clone())
     }
 }
 

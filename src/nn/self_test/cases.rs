@@ -165,7 +165,8 @@ fn maps() -> Vec<Case> {
         case(
             "max pool 3x3 stride 2",
             SIZES,
-            1,
+            // bf16 has equal maxima, whose gradient the formula shares.
+            0,
             |a| nn::max_pool2d(&a[0], 3, ConvSpec { stride: 2, padding: 1, ..ConvSpec::default() }),
             |a| reference::max_pool2d(&a[0], 3, 2, 1),
         ),
