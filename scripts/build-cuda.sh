@@ -35,14 +35,8 @@ export PATH="$CUDA_HOME/bin:$PATH"
 profile=release folder=release
 [ "${1:-}" != --dev ] || { profile=dev; folder=debug; }
 
-# The library first: which functions of CUDA are used is read from it and from cudarc, the bindings.
-cargo build --profile "$profile" --features cudnn --lib
-for library in "$CARGO_TARGET_DIR/$folder"/deps/libcudarc-*.rlib "$CARGO_TARGET_DIR/$folder"/deps/libcandle_core-*.rlib \
-    "$CARGO_TARGET_DIR/$folder/libdatum.rlib"; do
-    nm --undefined-only "$library" 2>/dev/null
-done | awk '$1 == "U" && $2 ~ /^(cu|cublas|curand|nvrtc|cudnn|nccl)[A-Z_L]/ { print $2 }' | sort -u >"$work/symbols"
-"$python" scripts/cuda/trampolines.py "$work/stubs" "$CUDA_HOME/lib/libcudart_static.a" <"$work/symbols"
-
+# The functions of CUDA that cudarc, the bindings, refers to: `nm --undefined-only` of its dev build.
+"$python" scripts/cuda/trampolines.py "$work/stubs" "$CUDA_HOME/lib/libcudart_static.a" <scripts/cuda/symbols.txt
 LIBRARY_PATH="$work/stubs${LIBRARY_PATH:+:$LIBRARY_PATH}" cargo build --profile "$profile" --features cudnn --bins
 
 program=$CARGO_TARGET_DIR/$folder/datum
