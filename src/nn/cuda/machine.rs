@@ -1,6 +1,8 @@
 //! What runs kernels: a GPU, or in tests the processor.
 
-use candle_core::{DType, Result, bail};
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+use candle_core::{Result, bail};
 
 /// Threads of a block, for all kernels.
 pub const BLOCK: usize = 256;
@@ -31,6 +33,7 @@ pub enum Kind {
     U32,
 }
 
+#[cfg(feature = "cuda")]
 impl Kind {
     /// # Errors
     /// A type kernels have no values of.
