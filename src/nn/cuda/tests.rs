@@ -203,19 +203,21 @@ fn batch_norms() {
 
 #[test]
 fn depthwise_convolutions() {
-    let cases: [(&[usize], &[usize], usize, usize, usize); 6] = [
-        (&[2, 5, 7, 9], &[5, 1, 3, 3], 1, 1, 1),
-        (&[1, 3, 12, 11], &[3, 1, 7, 7], 1, 3, 1),
-        (&[2, 4, 13, 10], &[4, 1, 3, 3], 2, 1, 1),
-        (&[1, 3, 17, 20], &[3, 1, 3, 3], 1, 6, 6),
-        (&[2, 3, 9, 8], &[6, 1, 3, 3], 2, 0, 1),
-        (&[1, 2, 30, 5], &[2, 1, 5, 1], 3, 2, 1),
+    // Inputs, weight, stride, padding, dilation.
+    type Case = ([usize; 4], [usize; 4], usize, usize, usize);
+    let cases: [Case; 6] = [
+        ([2, 5, 7, 9], [5, 1, 3, 3], 1, 1, 1),
+        ([1, 3, 12, 11], [3, 1, 7, 7], 1, 3, 1),
+        ([2, 4, 13, 10], [4, 1, 3, 3], 2, 1, 1),
+        ([1, 3, 17, 20], [3, 1, 3, 3], 1, 6, 6),
+        ([2, 3, 9, 8], [6, 1, 3, 3], 2, 0, 1),
+        ([1, 2, 30, 5], [2, 1, 5, 1], 3, 2, 1),
     ];
     in_each_type(|k| {
         for (xs_shape, weight_shape, stride, padding, dilation) in cases {
             let spec = ConvSpec { stride, padding, dilation, groups: xs_shape[1] };
-            let sizes = Sizes::new(xs_shape, weight_shape, spec).unwrap();
-            let (xs, weight) = (draw(k, "xs", xs_shape), draw(k, "w", weight_shape));
+            let sizes = Sizes::new(&xs_shape, &weight_shape, spec).unwrap();
+            let (xs, weight) = (draw(k, "xs", &xs_shape), draw(k, "w", &weight_shape));
             let bias = floats("b", &weight_shape[..1]);
             let op = |a: &[Tensor]| nn::conv2d(&a[0], &a[1], Some(&a[2]), spec);
             let results = expected(&[&xs, &weight, &bias], op, |shape| draw(k, "g", shape));
