@@ -1,6 +1,7 @@
 //! What every other folder needs and that needs nothing of ours: errors, randomness, time, interruption, progress sinks.
 
 pub mod clock;
+pub mod device;
 pub mod error;
 pub mod heap;
 pub mod interrupt;

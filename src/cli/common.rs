@@ -1,6 +1,7 @@
 //! Flag groups that verbs share, and what follows from them.
 
 use super::progress::{Bar, Style};
+use crate::base::device::{self, DeviceChoice};
 use crate::base::{Error, Result};
 use crate::train::checkpoint::Resume;
 use candle_core::{DType, Device};
@@ -23,33 +24,6 @@ pub struct ComputeArgs {
     pub threads: Option<u16>,
 }
 
-/// A device as named by `--device`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The best there is.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// A CUDA device by number.
-    Cuda(usize),
-    /// Apple's GPU.
-    Metal,
-}
-
-impl std::str::FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text.split_once(':').unwrap_or((text, "0")) {
-            ("auto", "0") => Ok(Self::Auto),
-            ("cpu", "0") => Ok(Self::Cpu),
-            ("metal", "0") => Ok(Self::Metal),
-            ("cuda", number) => number.parse().map(Self::Cuda).map_err(|_| format!("`{number}` is not a device number")),
-            _ => Err("use auto, cpu, cuda, cuda:N or metal".into()),
-        }
-    }
-}
-
 /// A number type as named by `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DTypeChoice {
@@ -67,27 +41,21 @@ impl ComputeArgs {
     /// # Errors
     /// A device or type this build cannot compute with.
     pub fn apply(&self) -> Result<(Device, DType)> {
-        let name = match self.device {
-            DeviceChoice::Auto | DeviceChoice::Cpu => None,
-            DeviceChoice::Cuda(_) => Some("cuda"),
-            DeviceChoice::Metal => Some("metal"),
-        };
-        if let Some(name) = name {
-            return Err(Error::environment(
-                format!("this build has no support for `--device {name}`"),
-                "leave `--device` out to compute on the processor",
-            ));
+        let opened = self.device.open()?;
+        if let Some(note) = &opened.note {
+            eprintln!("warning: {note}");
         }
         if self.dtype != DTypeChoice::F32 {
             return Err(Error::environment(
-                "the processor computes in f32 only: 16-bit sums lose whole digits there",
-                "leave `--dtype` out, or use a GPU build",
+                "models compute in f32 only: on the processor 16-bit sums lose whole digits, on GPUs only single operations know bf16 yet",
+                "leave `--dtype` out",
             ));
         }
         if let Some(threads) = self.threads {
             set_threads(usize::from(threads))?;
         }
-        Ok((Device::Cpu, DType::F32))
+        device::make_current(&opened.device);
+        Ok((opened.device, DType::F32))
     }
 }
 

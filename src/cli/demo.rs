@@ -79,7 +79,7 @@ const STEPS: &[Step] = &[
     Step {
         title: "the source: streets by day, with labels",
         folder: "source",
-        seconds: [12.0, 4.0],
+        seconds: [3.0, 1.0],
         command: "dataset render-street --look day --seed {seed}0",
     },
     Step {
@@ -97,33 +97,33 @@ const STEPS: &[Step] = &[
     Step {
         title: "nano learns the look of the photo",
         folder: "personalize",
-        seconds: [45.0, 15.0],
+        seconds: [35.0, 15.0],
         command: "personalize @/photo/images/000000.png --base nano --class-images @/source/images",
     },
     Step {
         title: "it redraws the streets in that look",
         folder: "generate",
-        seconds: [60.0, 10.0],
+        seconds: [50.0, 8.0],
         command: "generate --prompts things.txt --model @/personalize --init-images @/source/images \
                   --init-style @/photo/images/000000.png",
     },
     Step {
         title: "a segmenter learns from the source",
         folder: "start",
-        seconds: [190.0, 45.0],
+        seconds: [200.0, 48.0],
         command: "adapt --source street=@/source --strategy source-only --iterations {start} --set learning_rate=2e-3 \
                   --set warmup=50",
     },
     Step {
         title: "it goes on with the source alone",
         folder: "source-only",
-        seconds: [70.0, 22.0],
+        seconds: [65.0, 22.0],
         command: "adapt --source street=@/source --strategy source-only --init @/start --validation @/unseen.toml",
     },
     Step {
         title: "or with source and pseudo-target",
         folder: "adapted",
-        seconds: [150.0, 45.0],
+        seconds: [140.0, 45.0],
         command: "adapt --source street=@/source --target @/pseudo-target --init @/start --set fourier=0.01 \
                   --validation @/unseen.toml",
     },

@@ -1,21 +1,29 @@
 //! `datum doctor`
 
-use super::common::DisplayArgs;
+use super::common::{ComputeArgs, DisplayArgs};
 use super::settings;
-use crate::base::Result;
+use crate::base::{Error, Result, device};
 use crate::data::Dataset;
 use crate::io::hub::HubSettings;
-use crate::report::terminal::{facts, memory};
+use crate::nn;
+use crate::report::terminal::{facts, memory, table};
+use candle_core::Device;
 use clap::Args;
 use serde::Serialize;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use sysinfo::{Disks, System};
 
 /// Say what this machine and this program have: processor, memory, models, data sets
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  datum doctor\n  datum doctor --json")]
+#[command(after_help = "Examples:\n  datum doctor\n  datum doctor --json\n  datum doctor --self-test --device cuda")]
 pub struct DoctorArgs {
+    /// Run every operation forward and backward on the device and compare it with formulas in f64 on the processor
+    #[arg(long)]
+    self_test: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
     #[command(flatten)]
     display: DisplayArgs,
 }
@@ -26,7 +34,8 @@ struct Findings {
     version: &'static str,
     program: Option<PathBuf>,
     features: Vec<&'static str>,
-    devices: Vec<String>,
+    /// What `--device auto` takes, or the device that was asked for.
+    device: String,
     processor: String,
     threads: usize,
     vector_instructions: Vec<&'static str>,
@@ -53,11 +62,48 @@ struct Hub {
 
 /// Runs the verb.
 pub fn run(args: DoctorArgs) -> Result<()> {
-    let findings = examine();
+    let (device, _) = args.compute.apply()?;
+    if args.self_test {
+        return self_test(&device, &args.display);
+    }
+    let findings = examine(&device);
     args.display.result(&findings, || text(&findings))
 }
 
-fn examine() -> Findings {
+/// # Errors
+/// [`Error::Environment`] when an operation is wrong there.
+fn self_test(device: &Device, display: &DisplayArgs) -> Result<()> {
+    let rows = nn::self_test::run(device)?;
+    let wrong = rows.iter().filter(|row| !row.ok()).count();
+    let as_json = |row: &nn::self_test::Row| {
+        let (error, tolerance) = (row.error, row.tolerance);
+        json!({ "op": row.op, "dtype": row.dtype, "error": error, "tolerance": tolerance, "milliseconds": row.milliseconds, "ok": row.ok() })
+    };
+    let name = device::name(device);
+    let result = json!({ "device": name, "wrong": wrong, "operations": rows.iter().map(as_json).collect::<Vec<_>>() });
+    display.result(&result, || {
+        let line = |row: &nn::self_test::Row| {
+            let numbers = [format!("{:.1e}", row.error), format!("{:.0e}", row.tolerance), format!("{:.3}", row.milliseconds)];
+            let verdict = if row.ok() { "ok" } else { "WRONG" };
+            [&[row.op.to_string(), row.dtype.into()], numbers.as_slice(), &[verdict.into()]].concat()
+        };
+        let rows: Vec<Vec<String>> = rows.iter().map(line).collect();
+        format!(
+            "{}\n\n{} operations on {name}, {wrong} wrong",
+            table(&["operation", "type", "error", "allowed", "ms", ""], &rows),
+            rows.len()
+        )
+    })?;
+    match wrong {
+        0 => Ok(()),
+        _ => Err(Error::environment(
+            format!("{wrong} operations are wrong on {name}"),
+            "compute on the processor (`--device cpu`), and report this with the table above",
+        )),
+    }
+}
+
+fn examine(device: &Device) -> Findings {
     let system = system();
     let system = system.as_ref();
     let program = std::env::current_exe().ok();
@@ -66,8 +112,11 @@ fn examine() -> Findings {
     let processor = system.and_then(|system| system.cpus().first()).map(|cpu| cpu.brand().trim().to_string()).unwrap_or_default();
     let mut findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
-        features: Vec::new(),
-        devices: vec!["cpu".into()],
+        features: [("cuda", cfg!(feature = "cuda")), ("cudnn", cfg!(feature = "cudnn"))]
+            .into_iter()
+            .filter_map(|(name, there)| there.then_some(name))
+            .collect(),
+        device: device::name(device),
         processor,
         threads: rayon::current_num_threads(),
         vector_instructions: vector_instructions(),
@@ -177,8 +226,8 @@ fn text(findings: &Findings) -> String {
     let mut text = facts(&[
         ("datum", findings.version.to_string()),
         ("program", findings.program.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
-        ("built with", owned(&findings.features)),
-        ("devices", list(&findings.devices)),
+        ("GPU features", owned(&findings.features)),
+        ("device", findings.device.clone()),
         ("processor", format!("{}, {} threads, {}", findings.processor, findings.threads, owned(&findings.vector_instructions))),
         ("memory", format!("{}, {} available", size(findings.memory_bytes), size(findings.available_memory_bytes))),
         ("runs go to", format!("{}, {} free", findings.runs.display(), size(findings.free_disk_bytes))),

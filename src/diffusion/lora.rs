@@ -4,10 +4,10 @@
 //! beside the weights of its network, where `MODULE` is the dotted name of the adapted layer. Other file layouts join
 //! `NAMES`.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, device};
 use crate::io::weights::{self, TensorSource};
 use crate::nn::ParamStore;
-use candle_core::{Device, Result as TensorResult, Tensor};
+use candle_core::{Result as TensorResult, Tensor};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -137,7 +137,7 @@ impl Lora {
         for key in source.shapes().into_keys() {
             match parse_key(&key) {
                 Some((component, module, half)) => {
-                    halves.entry((component, module)).or_default()[half] = Some(source.load(&key, &Device::Cpu)?);
+                    halves.entry((component, module)).or_default()[half] = Some(source.load(&key, &device::current())?);
                 }
                 None => wrong.push(format!("unknown key {key}")),
             }

@@ -2,11 +2,11 @@
 
 use super::noise_schedule::NoiseSchedule;
 use super::sampler::{Sampler, SamplerKind};
-use crate::base::{Error, Result, Rng};
+use crate::base::{Error, Result, Rng, device};
 use crate::io::images::RgbImage;
 use crate::io::tokenizer::Tokenizer;
 use crate::models::stable_diffusion::{TextEncoder, UNet, Vae};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use std::time::{Duration, Instant};
 
 /// The parts of a model, ready to sample. Build the networks frozen: sampling keeps no graph then.
@@ -139,7 +139,7 @@ impl TextToImage {
                         given.dims()
                     )));
                 }
-                None => Rng::stream(request.seed, "latents", &[]).normal_tensor(&shape, &Device::Cpu)?,
+                None => Rng::stream(request.seed, "latents", &[]).normal_tensor(&shape, &device::current())?,
             });
         }
         let noise = Tensor::cat(&noise, 0)?;
@@ -171,7 +171,7 @@ impl TextToImage {
 pub fn token_ids(tokenizer: &Tokenizer, texts: &[&str]) -> Result<Tensor> {
     let ids: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<_>>()?;
     let length = ids.first().map_or(0, Vec::len);
-    Ok(Tensor::from_vec(ids.concat(), (texts.len(), length), &Device::Cpu)?)
+    Ok(Tensor::from_vec(ids.concat(), (texts.len(), length), &device::current())?)
 }
 
 /// # Source
@@ -211,7 +211,7 @@ fn to_image(image: &Tensor, request: &Request) -> Result<RgbImage> {
 pub fn to_tensor(images: &[RgbImage]) -> Result<Tensor> {
     let tensors = images.iter().map(|image| {
         let values: Vec<f32> = image.pixels.iter().map(|&p| f32::from(p) / 127.5 - 1.0).collect();
-        Tensor::from_vec(values, (1, image.height, image.width, 3), &Device::Cpu)?.permute((0, 3, 1, 2))?.contiguous()
+        Tensor::from_vec(values, (1, image.height, image.width, 3), &device::current())?.permute((0, 3, 1, 2))?.contiguous()
     });
     Ok(Tensor::cat(&tensors.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }

@@ -7,6 +7,9 @@ use std::marker::PhantomData;
 /// A function of one value and its derivative.
 trait Activation: Send + Sync + 'static {
     const NAME: &'static str;
+    /// Its number among the kernels of the GPU.
+    #[cfg(feature = "cuda")]
+    const KERNEL: usize;
     fn value(x: f32) -> f32;
     fn slope(x: f32) -> f32;
 }
@@ -15,6 +18,10 @@ trait Activation: Send + Sync + 'static {
 struct Map<A>(PhantomData<A>);
 
 fn map<A: Activation>(xs: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        return super::cuda::activation(xs, A::NAME, A::KERNEL);
+    }
     xs.contiguous()?.apply_op1(Map::<A>(PhantomData))
 }
 
@@ -80,6 +87,8 @@ struct Gelu;
 
 impl Activation for Gelu {
     const NAME: &'static str = "gelu";
+    #[cfg(feature = "cuda")]
+    const KERNEL: usize = 0;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x * normal(x).0
@@ -95,6 +104,8 @@ struct QuickGelu;
 
 impl Activation for QuickGelu {
     const NAME: &'static str = "quick-gelu";
+    #[cfg(feature = "cuda")]
+    const KERNEL: usize = 1;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x * sigmoid_of(1.702 * x)
@@ -110,6 +121,8 @@ struct Silu;
 
 impl Activation for Silu {
     const NAME: &'static str = "silu";
+    #[cfg(feature = "cuda")]
+    const KERNEL: usize = 2;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         silu_value(x)
@@ -152,6 +165,8 @@ struct Relu;
 
 impl Activation for Relu {
     const NAME: &'static str = "relu";
+    #[cfg(feature = "cuda")]
+    const KERNEL: usize = 3;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         // This way round NaN stays NaN.
@@ -167,6 +182,8 @@ struct Relu6;
 
 impl Activation for Relu6 {
     const NAME: &'static str = "relu6";
+    #[cfg(feature = "cuda")]
+    const KERNEL: usize = 4;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x.clamp(0.0, 6.0)
@@ -212,10 +229,23 @@ pub fn relu6(xs: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// `xs` (…, 2D) → (…, D)
 pub fn geglu(xs: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        let (shape, width) = halved(xs.dims())?;
+        return super::cuda::geglu(xs, shape, width);
+    }
     xs.contiguous()?.apply_op1(Geglu)
 }
 
 struct Geglu;
+
+/// The shape with half the last dimension, and that half.
+fn halved(dims: &[usize]) -> Result<(Shape, usize)> {
+    match dims.split_last() {
+        Some((last, rest)) if last % 2 == 0 => Ok(([rest, &[last / 2]].concat().into(), last / 2)),
+        _ => bail!("geglu needs an even last dimension, found {dims:?}"),
+    }
+}
 
 vectorised! {
     fn gated(row: &[f32], out: &mut [f32]) {
@@ -245,16 +275,9 @@ impl CustomOp1 for Geglu {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = cpu::values(storage, layout)?;
-        let mut shape = layout.dims().to_vec();
-        let width = match shape.last_mut() {
-            Some(last) if *last % 2 == 0 => {
-                *last /= 2;
-                *last
-            }
-            _ => bail!("geglu needs an even last dimension, found {:?}", layout.dims()),
-        };
+        let (shape, width) = halved(layout.dims())?;
         let out = cpu::fill_chunks(xs.len() / 2, width, |i, out| gated(&xs[2 * i * width..2 * (i + 1) * width], out));
-        Ok((CpuStorage::F32(out), shape.into()))
+        Ok((CpuStorage::F32(out), shape))
     }
 
     fn bwd(&self, arg: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
@@ -271,6 +294,10 @@ impl CustomOp1 for Geglu {
 
 /// Softmax over the last dimension. # Shapes: (…, N) → same
 pub fn softmax(xs: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        return super::cuda::softmax(xs);
+    }
     xs.contiguous()?.apply_op1(Softmax)
 }
 

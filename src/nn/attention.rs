@@ -17,6 +17,11 @@ const PARTS: usize = 8;
 /// # Shapes
 /// `q` (B, heads, N, d), `k` and `v` (B, heads, M, d) → (B, heads, N, d)
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, causal: bool) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        let [heads, queries, keys, dim] = sizes(q.dims(), k.dims(), v.dims())?;
+        return super::cuda::attention(q, k, v, super::cuda::AttentionSizes { heads, queries, keys, dim, scale, causal });
+    }
     let op = Attention { scale, causal, bias: None, log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
@@ -47,6 +52,18 @@ pub fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
 pub fn join_heads(xs: &Tensor) -> Result<Tensor> {
     let (batch, heads, tokens, dim) = xs.dims4()?;
     xs.transpose(1, 2)?.reshape((batch, tokens, heads * dim))
+}
+
+/// Heads of all images, queries, keys, and dimensions of a head.
+fn sizes(q: &[usize], k: &[usize], v: &[usize]) -> Result<[usize; 4]> {
+    match (q, k, v) {
+        (&[b, h, queries, dim], &[bk, hk, keys, dk], &[bv, hv, mv, dv])
+            if (b, h, dim) == (bk, hk, dk) && (bk, hk, keys, dk) == (bv, hv, mv, dv) && keys * queries * dim > 0 =>
+        {
+            Ok([b * h, queries, keys, dim])
+        }
+        _ => bail!("attention: queries {q:?}, keys {k:?}, values {v:?}"),
+    }
 }
 
 /// One attention; remembers log Σ exp of every score row for the backward pass.
@@ -97,15 +114,9 @@ impl<'a> Heads<'a> {
         k: (&'a [f32], &[usize]),
         v: (&'a [f32], &[usize]),
     ) -> Result<Self> {
-        match (q.1, k.1, v.1) {
-            (&[b, h, queries, dim], &[bk, hk, keys, dk], &[bv, hv, mv, dv])
-                if (b, h, dim) == (bk, hk, dk) && (bk, hk, keys, dk) == (bv, hv, mv, dv) && keys * queries * dim > 0 =>
-            {
-                let (scale, causal) = (op.scale, op.causal);
-                Ok(Self { q: q.0, k: k.0, v: v.0, queries, keys, dim, heads: h, scale, causal, bias })
-            }
-            _ => bail!("attention: queries {:?}, keys {:?}, values {:?}", q.1, k.1, v.1),
-        }
+        let [_, queries, keys, dim] = sizes(q.1, k.1, v.1)?;
+        let (scale, causal, heads) = (op.scale, op.causal, q.1[1]);
+        Ok(Self { q: q.0, k: k.0, v: v.0, queries, keys, dim, heads, scale, causal, bias })
     }
 
     /// Queries per block. Every block reads all keys and values again, so wide heads take longer blocks.

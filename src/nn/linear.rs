@@ -12,9 +12,24 @@ use std::borrow::Cow;
 /// `xs` (…, in), `weight` (out, in), `bias` (out) → (…, out)
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResult<Tensor> {
     let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        let shape = result_shape(xs.dims(), weight.dims(), bias.map(Tensor::elem_count))?;
+        return super::cuda::linear(&xs, &weight, bias, shape);
+    }
     match bias {
         Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Product),
         None => xs.apply_op2(&weight, Product),
+    }
+}
+
+/// (…, out), when `xs` (…, in), `weight` (out, in) and a bias of so many values belong together.
+fn result_shape(xs: &[usize], weight: &[usize], bias: Option<usize>) -> TensorResult<Shape> {
+    match (xs.split_last(), weight) {
+        (Some((last, rest)), [out_features, in_features]) if last == in_features && bias.is_none_or(|b| b == *out_features) => {
+            Ok([rest, &[*out_features]].concat().into())
+        }
+        _ => bail!("linear: inputs {xs:?}, weight {weight:?}, bias {bias:?}"),
     }
 }
 
@@ -30,11 +45,7 @@ struct Product;
 impl Product {
     fn forward(xs: (&[f32], &Layout), weight: (&[f32], &Layout), bias: Option<&[f32]>) -> TensorResult<(CpuStorage, Shape)> {
         let (out_features, in_features) = weight.1.shape().dims2()?;
-        let mut shape = xs.1.dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == in_features && bias.is_none_or(|b| b.len() == out_features) => *last = out_features,
-            _ => bail!("linear: inputs {shape:?}, weight {:?}, bias {:?}", weight.1.dims(), bias.map(<[f32]>::len)),
-        }
+        let shape = result_shape(xs.1.dims(), weight.1.dims(), bias.map(<[f32]>::len))?;
         let rows = xs.0.len() / in_features.max(1);
         let (a, b) = (Matrix::rows(xs.0, in_features), Matrix::rows(weight.0, in_features).t());
         let out = if (1..=FEW_ROWS).contains(&rows) {
@@ -47,7 +58,7 @@ impl Product {
             cpu::gemm((rows, out_features, in_features), a, b, &mut out, out_features, bias.is_some(), 1.0, Threads::All);
             out
         };
-        Ok((CpuStorage::F32(out), shape.into()))
+        Ok((CpuStorage::F32(out), shape))
     }
 
     /// The product turned around, `bᵀ·aᵀ`: the larger factor, here the weight, is then read as it lies in memory, while the

@@ -22,6 +22,12 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor, weights: Option<&Tensor>)
     if logits.elem_count() == 0 || !fits(labels) || weights.is_some_and(|weights| !fits(weights)) {
         bail!("cross_entropy: logits {:?}, labels {:?}, weights {:?}", logits.shape(), labels.shape(), weights.map(Tensor::shape))
     }
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        let weights =
+            weights.map_or_else(|| Tensor::ones(labels.dims(), DType::F32, logits.device()), |w| w.to_dtype(DType::F32))?;
+        return super::cuda::cross_entropy(logits, &labels.to_dtype(DType::U32)?, &weights);
+    }
     let labels = labels.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
     let weights = weights.map(|weights| weights.flatten_all()?.to_vec1()).transpose()?;
     logits.contiguous()?.apply_op1(CrossEntropy { labels, weights, log_sums: OnceLock::new() })
@@ -155,6 +161,10 @@ impl CustomOp1 for CrossEntropy {
 pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
     if prediction.dims() != target.dims() {
         bail!("mse: {:?} against {:?}", prediction.shape(), target.shape())
+    }
+    #[cfg(feature = "cuda")]
+    if prediction.device().is_cuda() {
+        return super::cuda::mse(prediction, target);
     }
     prediction.contiguous()?.apply_op2(&target.contiguous()?, SquaredError)
 }

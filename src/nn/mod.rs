@@ -8,6 +8,8 @@ mod activation;
 mod attention;
 mod conv;
 mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod cuda;
 mod deformable;
 mod init;
 mod linear;
@@ -20,11 +22,14 @@ mod points;
 mod pool;
 mod recompute;
 mod resize;
+pub mod self_test;
 
 pub(crate) use activation::sigmoid_of;
 pub use activation::{geglu, gelu, quick_gelu, relu, relu6, sigmoid, silu, softmax};
 pub use attention::{attention, attention_with_bias, join_heads, split_heads};
 pub use conv::{Conv2d, ConvSpec, conv2d};
+#[cfg(feature = "cuda")]
+pub use cuda::allow_tf32;
 pub use deformable::deformable_attention;
 pub use init::Init;
 pub use linear::{Adapter, AdapterPlan, Embedding, Linear, linear};

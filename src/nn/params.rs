@@ -1,7 +1,7 @@
 //! Named parameters: how layers ask for them ([`Builder`]) and where they live ([`ParamStore`]).
 
 use super::{AdapterPlan, Init};
-use crate::base::{Error, Result, Rng};
+use crate::base::{Error, Result, Rng, device};
 use crate::io::weights::TensorSource;
 use candle_core::{Device, Tensor, Var};
 use std::collections::{BTreeMap, BTreeSet};
@@ -212,7 +212,7 @@ impl Builder {
         let state = State {
             source,
             seed,
-            device: Device::Cpu,
+            device: device::current(),
             store: ParamStore::default(),
             used: BTreeSet::new(),
             report: Report::new(origin),

@@ -63,6 +63,6 @@ impl Pass {
         let mut draws = draws.borrow_mut();
         let count = mask_shape.iter().product();
         let mask: Vec<f32> = (0..count).map(|_| if draws.uniform() < keep { 1.0 / keep } else { 0.0 }).collect();
-        xs.broadcast_mul(&Tensor::from_vec(mask, mask_shape, xs.device())?)
+        xs.broadcast_mul(&Tensor::from_vec(mask, mask_shape, xs.device())?.to_dtype(xs.dtype())?)
     }
 }

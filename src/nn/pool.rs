@@ -15,6 +15,10 @@ pub fn max_pool2d(xs: &Tensor, kernel: usize, spec: ConvSpec) -> Result<Tensor> 
         bail!("max_pool2d: inputs {:?} with kernel {kernel} and {spec:?}", xs.shape())
     }
     let out = |size: usize| (size + 2 * spec.padding - kernel) / spec.stride + 1;
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        return super::cuda::max_pool2d(xs, (out(height), out(width)), kernel, spec.stride, spec.padding);
+    }
     xs.contiguous()?.apply_op1(MaxPool { kernel, spec, size: (height, width), out: (out(height), out(width)) })
 }
 

@@ -1,6 +1,8 @@
 //! Trades time for memory: parts of a network whose inner activations are computed again in the backward pass.
 
 use super::cpu;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, TensorId, Var, bail};
 use std::collections::HashSet;
@@ -93,6 +95,29 @@ where
         Ok((CpuStorage::F32(values), out.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let Some(out) = self.out.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("a recomputed segment runs once")
+        };
+        // A clone of the storage would keep what lies before a view.
+        let out = if out.layout().start_offset() == 0 { out } else { out.force_contiguous()? };
+        let (storage, layout) = out.storage_and_layout();
+        match &*storage {
+            candle_core::Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, out.shape().clone())),
+            _ => bail!("a recomputed segment stays on its device"),
+        }
+    }
+
     fn bwd(
         &self,
         a: &Tensor,
@@ -130,6 +155,12 @@ impl CustomOp1 for Root {
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let device = storage.device.clone();
+        Ok((CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(1)?, device), Shape::from(())))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {

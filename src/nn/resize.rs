@@ -9,9 +9,13 @@ use std::ops::Range;
 /// # Shapes
 /// `xs` (B, C, H, W) → (B, C, size.0, size.1)
 pub fn resize_bilinear(xs: &Tensor, size: (usize, usize), align_corners: bool) -> Result<Tensor> {
-    let (_, _, height, width) = xs.dims4()?;
+    let (height, width) = check(xs, size)?;
     if (height, width) == size {
         return Ok(xs.clone());
+    }
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        return super::cuda::resize(xs, size, if align_corners { 2 } else { 1 });
     }
     let axis = |from, to| Axis::bilinear(from, to, align_corners);
     resize(xs, axis(height, size.0), axis(width, size.1))
@@ -36,14 +40,24 @@ pub fn resize_bilinear_rows(xs: &Tensor, size: (usize, usize), rows: Range<usize
 /// # Shapes
 /// `xs` (B, C, H, W) → (B, C, size.0, size.1)
 pub fn resize_nearest(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-    let (_, _, height, width) = xs.dims4()?;
+    let (height, width) = check(xs, size)?;
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        return super::cuda::resize(xs, size, 0);
+    }
     resize(xs, Axis::nearest(height, size.0), Axis::nearest(width, size.1))
 }
 
-fn resize(xs: &Tensor, rows: Axis, columns: Axis) -> Result<Tensor> {
-    if [rows.from, rows.taps.len(), columns.from, columns.taps.len()].contains(&0) {
-        bail!("resize of {:?} to {}×{}", xs.shape(), rows.taps.len(), columns.taps.len())
+/// Height and width of maps that can be resized.
+fn check(xs: &Tensor, size: (usize, usize)) -> Result<(usize, usize)> {
+    let (_, _, height, width) = xs.dims4()?;
+    if [height, width, size.0, size.1].contains(&0) {
+        bail!("resize of {:?} to {}×{}", xs.shape(), size.0, size.1)
     }
+    Ok((height, width))
+}
+
+fn resize(xs: &Tensor, rows: Axis, columns: Axis) -> Result<Tensor> {
     xs.contiguous()?.apply_op1(Resize { rows, columns })
 }
 

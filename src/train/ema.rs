@@ -16,6 +16,11 @@ pub fn update(average: &ParamStore, latest: &ParamStore, decay: f64) -> Result<(
     for (name, param) in average.iter().filter(|(_, param)| param.kind == Kind::Weight) {
         let Some(latest) = latest.get(name) else { continue };
         let latest = latest.as_detached_tensor();
+        #[cfg(feature = "cuda")]
+        if param.var.device().is_cuda() {
+            crate::nn::cuda::running_average(&param.var, &latest, decay)?;
+            continue;
+        }
         match decay > 0.0 {
             true => param.var.set(&((param.var.as_detached_tensor() * decay)? + (latest * (1.0 - decay))?)?)?,
             false => param.var.set(&latest)?,

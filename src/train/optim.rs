@@ -152,6 +152,10 @@ impl AdamW {
     /// # Source
     /// Clipping as in PyTorch: scale = min(1, max / (norm + 1e-6)).
     pub fn step(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<f64> {
+        #[cfg(feature = "cuda")]
+        if self.parameters().next().is_some_and(|(_, var)| var.device().is_cuda()) {
+            return self.step_on_gpu(gradients, learning_rate);
+        }
         let norm = gradients.norm()?;
         let scale = self.config.max_gradient_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
         for group in &self.groups {
@@ -164,6 +168,34 @@ impl AdamW {
             }
         }
         Ok(norm)
+    }
+
+    /// The same without waiting for the GPU before all updates are under way.
+    #[cfg(feature = "cuda")]
+    fn step_on_gpu(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<f64> {
+        use crate::nn::cuda;
+        let limit = self.config.max_gradient_norm;
+        let Some(norm) = cuda::gradient_norm(gradients.iter().map(|(_, gradient)| gradient), limit)? else { return Ok(0.0) };
+        for group in &self.groups {
+            let learning_rate = learning_rate * group.learning_rate_scale;
+            for (name, var) in &group.parameters {
+                let (Some(gradient), Some(moments)) = (gradients.get(name), self.moments.get_mut(name)) else { continue };
+                moments.steps += 1;
+                let s = Scalars::new(&self.config, moments.steps, learning_rate, group.weight_decay, 1.0);
+                let factors = cuda::AdamWFactors {
+                    keep: s.keep,
+                    beta1: s.beta1,
+                    one_minus_beta1: s.one_minus_beta1,
+                    beta2: s.beta2,
+                    one_minus_beta2: s.one_minus_beta2,
+                    root_correction2: s.root_correction2,
+                    epsilon: s.epsilon,
+                    step_size: s.step_size,
+                };
+                cuda::adamw(&cuda::AdamWStep { parameter: var, moments: &moments.both, gradient, factors }, &norm)?;
+            }
+        }
+        Ok(f64::from(norm.to_vec1::<f32>()?[0]))
     }
 
     /// Moments and counters for a checkpoint: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.step` for each parameter. The

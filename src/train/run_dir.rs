@@ -12,7 +12,7 @@
 //! ```
 
 use crate::base::metrics::{Metrics, Sink};
-use crate::base::{Error, Result, clock, heap};
+use crate::base::{Error, Result, clock, device, heap};
 use crate::io::atomic;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -156,7 +156,7 @@ impl RunDir {
             "threads": rayon::current_num_threads(),
             "processors": std::thread::available_parallelism().map_or(1, usize::from),
             "cpu_features": cpu_features(),
-            "device": "cpu",
+            "device": device::name(&device::current()),
             "inputs": inputs,
         });
         atomic::write(&self.path.join(ENVIRONMENT_FILE), format!("{facts:#}\n").as_bytes())

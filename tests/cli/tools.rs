@@ -22,6 +22,18 @@ fn doctor_finds_data_sets_models_and_another_program_of_its_name() {
 }
 
 #[test]
+fn the_self_test_finds_every_operation_right_on_the_processor() {
+    let sandbox = Sandbox::new();
+    let found: Value = serde_json::from_str(&sandbox.ok("doctor --self-test --device cpu --json").stdout).unwrap();
+    let operations = found["operations"].as_array().unwrap();
+    assert!(operations.len() > 15 && operations.iter().all(|row| row["ok"] == true), "{found}");
+    assert_eq!((found["device"].as_str(), found["wrong"].as_u64()), (Some("cpu"), Some(0)));
+    let text = sandbox.ok("doctor --self-test").stdout;
+    assert!(text.contains("operations on cpu, 0 wrong"), "{text}");
+    sandbox.fails("doctor --self-test --device cuda", 4, &["--device cuda:0"]);
+}
+
+#[test]
 fn completions_and_manual_pages_know_every_verb() {
     let sandbox = Sandbox::new();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {

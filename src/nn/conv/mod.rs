@@ -13,6 +13,8 @@ use super::{Builder, Init};
 use crate::base::Result;
 use candle_core::{Result as TensorResult, Tensor};
 use op::Convolution;
+#[cfg(any(test, feature = "cuda"))]
+pub(super) use op::Sizes;
 
 /// Stride, padding, dilation and groups of a convolution; equal in both axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,12 @@ impl Default for ConvSpec {
 /// H' = ⌊(H + 2·padding − dilation·(kh − 1) − 1)/stride⌋ + 1
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, spec: ConvSpec) -> TensorResult<Tensor> {
     let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        let sizes = Sizes::new(xs.dims(), weight.dims(), spec)?;
+        sizes.check_bias(bias.map(Tensor::elem_count))?;
+        return super::cuda::conv2d(&xs, &weight, bias, sizes);
+    }
     match bias {
         Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Convolution(spec)),
         None => xs.apply_op2(&weight, Convolution(spec)),

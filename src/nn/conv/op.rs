@@ -45,6 +45,15 @@ impl Sizes {
         Ok(Self { batch, in_channels, height, width, out_channels, kernel_height, kernel_width, out_height, out_width, spec })
     }
 
+    /// # Errors
+    /// When a bias of `len` values does not fit.
+    pub fn check_bias(&self, len: Option<usize>) -> Result<()> {
+        match len {
+            Some(len) if len != self.out_channels => bail!("conv2d: bias of {len} values for {} channels", self.out_channels),
+            _ => Ok(()),
+        }
+    }
+
     /// Pixels of one input channel.
     pub fn in_plane(&self) -> usize {
         self.height * self.width
@@ -115,9 +124,7 @@ pub struct Convolution(pub ConvSpec);
 impl Convolution {
     fn forward(&self, xs: (&[f32], &Layout), weight: (&[f32], &Layout), bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
         let sizes = Sizes::new(xs.1.dims(), weight.1.dims(), self.0)?;
-        if bias.is_some_and(|bias| bias.len() != sizes.out_channels) {
-            bail!("conv2d: bias of {:?} values for {} channels", bias.map(<[f32]>::len), sizes.out_channels)
-        }
+        sizes.check_bias(bias.map(<[f32]>::len))?;
         let forward = match sizes.method(Direction::Forward) {
             Method::Depthwise => depthwise::forward,
             Method::Winograd => winograd::forward,

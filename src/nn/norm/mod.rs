@@ -7,7 +7,9 @@ use super::{Builder, Init, Pass};
 use crate::base::Result;
 use batch::{BatchNormOp, batch_statistics};
 use candle_core::{Result as TensorResult, Tensor, Var};
-use rows::{GroupNormOp, LayerNormOp};
+use rows::LayerNormOp;
+
+pub(super) use rows::GroupNormOp;
 
 /// Normalisation over the last dimension, with weight and bias.
 #[derive(Debug, Clone)]
@@ -26,8 +28,39 @@ impl LayerNorm {
     /// # Shapes
     /// `xs` (…, D) → same
     pub fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
-        xs.contiguous()?.apply_op3(&self.weight, &self.bias, LayerNormOp { eps: self.eps })
+        layer_norm(xs, &self.weight, &self.bias, self.eps)
     }
+}
+
+/// The operation of [`LayerNorm`]. # Shapes: `xs` (…, D), `weight` and `bias` (D)
+pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> TensorResult<Tensor> {
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        LayerNormOp::check(xs.dims(), weight.elem_count(), bias.elem_count())?;
+        return super::cuda::layer_norm(xs, weight, bias, eps);
+    }
+    xs.contiguous()?.apply_op3(weight, bias, LayerNormOp { eps })
+}
+
+/// The operation of [`GroupNorm`]. # Shapes: `xs` (B, C, …), `weight` and `bias` (C)
+pub(super) fn group_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupNormOp) -> TensorResult<Tensor> {
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        op.sizes(xs.dims(), weight.elem_count(), bias.elem_count())?;
+        return super::cuda::group_norm(xs, weight, bias, op.groups, op.eps, op.silu);
+    }
+    xs.contiguous()?.apply_op3(weight, bias, op)
+}
+
+/// The operation of [`BatchNorm2d`] with the statistics of the batch. # Shapes: `xs` (B, C, …), `weight` and `bias` (C)
+pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> TensorResult<Tensor> {
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        let statistics = super::cuda::batch_statistics(xs)?;
+        return super::cuda::batch_norm(xs, weight, bias, statistics, eps, true);
+    }
+    let (mean, variance) = batch_statistics(xs)?;
+    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true })
 }
 
 /// Normalisation over groups of channels, with weight and bias per channel, optionally followed by SiLU in one operation.
@@ -61,8 +94,7 @@ impl GroupNorm {
     }
 
     fn apply(&self, xs: &Tensor, silu: bool) -> TensorResult<Tensor> {
-        let op = GroupNormOp { groups: self.groups, eps: self.eps, silu };
-        xs.contiguous()?.apply_op3(&self.weight, &self.bias, op)
+        group_norm(xs, &self.weight, &self.bias, GroupNormOp { groups: self.groups, eps: self.eps, silu })
     }
 }
 
@@ -104,14 +136,18 @@ impl BatchNorm2d {
     /// Batch statistics of a single value per channel: its norm is 0 whatever it is, and nothing would be learnt.
     pub fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
         let of_batch = pass.uses_batch_statistics();
+        let count = xs.elem_count() / self.weight.elem_count();
+        if of_batch && count == 1 {
+            return Err(candle_core::Error::Msg(
+                "batch normalisation of one value per channel\n  next: use larger crops, or more images a step".into(),
+            ));
+        }
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            return self.forward_on_gpu(xs, of_batch, count);
+        }
         let (mean, variance) = if of_batch {
             let (mean, variance) = batch_statistics(xs)?;
-            let count = xs.elem_count() / mean.len();
-            if count == 1 {
-                return Err(candle_core::Error::Msg(
-                    "batch normalisation of one value per channel\n  next: use larger crops, or more images a step".into(),
-                ));
-            }
             self.record(&mean, &variance, count)?;
             (mean, variance)
         } else {
@@ -119,6 +155,27 @@ impl BatchNorm2d {
         };
         let op = BatchNormOp { mean, variance, eps: self.eps, of_batch };
         xs.contiguous()?.apply_op3(&self.weight, &self.bias, op)
+    }
+
+    /// The same without values that leave the GPU: nothing waits for it.
+    #[cfg(feature = "cuda")]
+    fn forward_on_gpu(&self, xs: &Tensor, of_batch: bool, count: usize) -> TensorResult<Tensor> {
+        if xs.dim(1)? != self.weight.elem_count() {
+            candle_core::bail!("batch norm of {} channels: inputs {:?}", self.weight.elem_count(), xs.dims())
+        }
+        let statistics = if of_batch {
+            let (mean, variance) = super::cuda::batch_statistics(xs)?;
+            let unbiased = count as f64 / (count - 1) as f64;
+            for (running, new, share) in
+                [(&self.running_mean, &mean, self.momentum), (&self.running_var, &variance, self.momentum * unbiased)]
+            {
+                running.set(&((running.as_detached_tensor() * (1.0 - self.momentum))? + (new * share)?)?)?;
+            }
+            (mean, variance)
+        } else {
+            (self.running_mean.as_detached_tensor(), self.running_var.as_detached_tensor())
+        };
+        super::cuda::batch_norm(xs, &self.weight, &self.bias, statistics, self.eps, of_batch)
     }
 
     /// Moves the running statistics towards those of a batch of `count` values per channel.

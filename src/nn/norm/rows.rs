@@ -48,6 +48,17 @@ vectorised! {
     }
 }
 
+impl LayerNormOp {
+    /// # Errors
+    /// When weight and bias of so many values do not fit the inputs.
+    pub fn check(dims: &[usize], weight: usize, bias: usize) -> Result<()> {
+        if dims.last() != Some(&weight) || bias != weight {
+            bail!("layer norm over {weight} features: inputs {dims:?}, bias {bias}")
+        }
+        Ok(())
+    }
+}
+
 impl CustomOp3 for LayerNormOp {
     fn name(&self) -> &'static str {
         "layer-norm"
@@ -64,9 +75,7 @@ impl CustomOp3 for LayerNormOp {
     ) -> Result<(CpuStorage, Shape)> {
         let (xs, weight, bias) = (cpu::values(s1, l1)?, cpu::values(s2, l2)?, cpu::values(s3, l3)?);
         let width = weight.len();
-        if l1.dims().last() != Some(&width) || bias.len() != width {
-            bail!("layer norm over {width} features: inputs {:?}, bias {}", l1.dims(), bias.len())
-        }
+        Self::check(l1.dims(), width, bias.len())?;
         let out = cpu::fill_chunks(xs.len(), width, |i, out| {
             normalise_row(&xs[i * width..(i + 1) * width], weight, bias, self.eps, out);
         });
@@ -158,7 +167,7 @@ vectorised! {
 
 impl GroupNormOp {
     /// Channels per group, values per group.
-    fn sizes(&self, dims: &[usize], weight: usize, bias: usize) -> Result<(usize, usize)> {
+    pub fn sizes(&self, dims: &[usize], weight: usize, bias: usize) -> Result<(usize, usize)> {
         let channels = dims.get(1).copied().unwrap_or(0);
         if channels == 0 || channels % self.groups != 0 || (weight, bias) != (channels, channels) || dims.contains(&0) {
             bail!("group norm with {} groups: inputs {dims:?}, weight {weight}, bias {bias}", self.groups)

@@ -5,7 +5,7 @@ use super::config::GenerateConfig;
 use super::forecast::Forecast;
 use crate::base::heap::peak_memory;
 use crate::base::progress::Progress;
-use crate::base::{Error, Result, interrupt};
+use crate::base::{Error, Result, device, interrupt};
 use crate::data::fourier::FourierTransfer;
 use crate::data::resize::antialiased;
 use crate::diffusion::model::Model;
@@ -18,7 +18,7 @@ use crate::io::{hash, png_text, weights};
 use crate::prompting::{ClassSet, PromptFile, Prompts};
 use crate::report::terminal;
 use crate::train::run_dir::RunDir;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -351,5 +351,5 @@ fn read_latents(config: &GenerateConfig, item: [usize; 3]) -> Result<Option<Tens
             "write standard normal noise in that shape",
         ));
     }
-    Ok(Some(source.load("latents", &Device::Cpu)?))
+    Ok(Some(source.load("latents", &device::current())?))
 }

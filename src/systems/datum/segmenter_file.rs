@@ -1,7 +1,7 @@
 //! The file of a trained segmenter: its weights, and in the metadata all that is needed to use it.
 
 use super::config::{AdaptConfig, Size};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, device};
 use crate::data::Dataset;
 use crate::eval::{Evaluator, Inference};
 use crate::io::weights::{self, TensorSource};
@@ -92,7 +92,7 @@ pub fn evaluator(header: &Header, inference: Inference) -> Evaluator {
         resize: super::adapt::frame(header.test_size),
         inference,
         normalize: super::adapt::normalize(header.model.normalization()),
-        device: candle_core::Device::Cpu,
+        device: device::current(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::frame;
 use crate::base::progress::Progress;
-use crate::base::{Result, Rng};
+use crate::base::{Result, Rng, device};
 use crate::data::fourier::FourierTransfer;
 use crate::data::rare_class::{ClassStatistics, FileStatistics, MinPixels, RareClassConfig, RareClassSampling, count_pixels};
 use crate::data::transforms::{Example, Item, keep_ratio_size};
@@ -173,7 +173,9 @@ impl Inner {
         let source = Batch::stack(&source)?;
         let labels = source.labels.ok_or_else(|| candle_core::Error::Msg("a source item has no label".into()))?;
         let target = if target.is_empty() { None } else { Some(Batch::stack(&target)?.images) };
-        Ok(StepBatch { images: source.images, labels, target })
+        let device = device::current();
+        let target = target.map(|images| images.to_device(&device)).transpose()?;
+        Ok(StepBatch { images: source.images.to_device(&device)?, labels: labels.to_device(&device)?, target })
     }
 
     /// # Randomness
