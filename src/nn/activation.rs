@@ -150,6 +150,8 @@ struct Sigmoid;
 
 impl Activation for Sigmoid {
     const NAME: &'static str = "sigmoid";
+    #[cfg(feature = "cuda")]
+    const KERNEL: usize = 5;
     #[inline(always)]
     fn value(x: f32) -> f32 {
         sigmoid_of(x)

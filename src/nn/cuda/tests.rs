@@ -70,7 +70,7 @@ fn expected(args: &[&Tensor], op: impl Fn(&[Tensor]) -> Result<Tensor>, gradient
 
 #[test]
 fn activations() {
-    let ops: [fn(&Tensor) -> Result<Tensor>; 5] = [nn::gelu, nn::quick_gelu, nn::silu, nn::relu, nn::relu6];
+    let ops: [fn(&Tensor) -> Result<Tensor>; 6] = [nn::gelu, nn::quick_gelu, nn::silu, nn::relu, nn::relu6, nn::sigmoid];
     in_each_type(|k| {
         for (i, op) in ops.iter().enumerate() {
             let xs = (draw(k, "xs", &[37, 29]) * 4.0).unwrap();

@@ -1,6 +1,6 @@
 // Activations and softmax.
 
-enum Kind { GELU, QUICK_GELU, SILU, RELU, RELU6 };
+enum Kind { GELU, QUICK_GELU, SILU, RELU, RELU6, SIGMOID };
 
 __device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
@@ -15,6 +15,7 @@ __device__ __forceinline__ float value(int kind, float x) {
     case QUICK_GELU: return x * sigmoid(1.702f * x);
     case SILU: return x * sigmoid(x);
     case RELU: return x < 0 ? 0 : x; // NaN stays NaN
+    case SIGMOID: return sigmoid(x);
     default: return x < 0 ? 0 : x > 6 ? 6 : x;
     }
 }
@@ -26,6 +27,7 @@ __device__ __forceinline__ float slope(int kind, float x) {
     case QUICK_GELU: s = sigmoid(1.702f * x); return s + 1.702f * x * s * (1 - s);
     case SILU: s = sigmoid(x); return s + x * s * (1 - s);
     case RELU: return x > 0 ? 1 : 0;
+    case SIGMOID: s = sigmoid(x); return s * (1 - s);
     default: return x > 0 && x < 6 ? 1 : 0;
     }
 }
