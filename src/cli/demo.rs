@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
                         Examples:\n  datum demo\n  datum demo --fast\n  datum demo --output runs/demo --seed 1"
 )]
 pub struct DemoArgs {
-    /// Two minutes instead of ten: fewer pictures and steps, lower scores
+    /// All stages in two and a half minutes: too few pictures and steps for scores worth reading
     #[arg(long, conflicts_with = "recipe")]
     fast: bool,
     #[command(flatten)]
