@@ -10,6 +10,7 @@ pub mod efficientnet;
 pub mod mask2former;
 pub mod mit;
 mod packed_attention;
+mod projected_attention;
 pub mod sam;
 pub mod segformer_head;
 pub mod segmenter;

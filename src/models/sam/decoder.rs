@@ -2,8 +2,9 @@
 
 use super::blocks::{Activation, LayerNorm2d, Mlp};
 use crate::base::Result;
+use crate::models::projected_attention::ProjectedAttention;
 use crate::models::tokens::{map_to_tokens, tokens_to_map};
-use crate::nn::{Builder, Init, LayerNorm, Linear, attention, gelu, join_heads, linear, split_heads};
+use crate::nn::{Builder, Init, LayerNorm, Linear, gelu, linear};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Masks of every answer: one for a clear prompt, three for an ambiguous one.
@@ -23,46 +24,20 @@ pub struct DecoderConfig {
 }
 
 /// Attention between two lists of tokens, in fewer dimensions where `shrink` is 2.
-#[derive(Debug)]
-struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    out: Linear,
-    heads: usize,
-    scale: f32,
-}
-
-impl Attention {
-    fn new(dim: usize, heads: usize, shrink: usize, builder: &Builder) -> Result<Self> {
-        let inner = dim / shrink;
-        let into = |name: &str| Linear::new(dim, inner, &builder.pp(name));
-        Ok(Self {
-            query: into("q_proj")?,
-            key: into("k_proj")?,
-            value: into("v_proj")?,
-            out: Linear::new(inner, dim, &builder.pp("out_proj"))?,
-            heads,
-            scale: 1.0 / ((inner / heads) as f32).sqrt(),
-        })
-    }
-
-    /// `q` (B, N, C), `k` and `v` (B, M, C) → (B, N, C)
-    fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> TensorResult<Tensor> {
-        let q = split_heads(&self.query.forward(q)?, self.heads)?;
-        let k = split_heads(&self.key.forward(k)?, self.heads)?;
-        let v = split_heads(&self.value.forward(v)?, self.heads)?;
-        self.out.forward(&join_heads(&attention(&q, &k, &v, self.scale, false)?)?)
-    }
+fn attention(dim: usize, heads: usize, shrink: usize, builder: &Builder) -> Result<ProjectedAttention> {
+    let inner = dim / shrink;
+    let into = |name: &str| Linear::new(dim, inner, &builder.pp(name));
+    let layers = [into("q_proj")?, into("k_proj")?, into("v_proj")?, Linear::new(inner, dim, &builder.pp("out_proj"))?];
+    Ok(ProjectedAttention::new(layers, inner, heads))
 }
 
 /// Tokens look at each other, then at the image; then the image looks at the tokens.
 #[derive(Debug)]
 struct TwoWayLayer {
-    among: Attention,
-    to_image: Attention,
+    among: ProjectedAttention,
+    to_image: ProjectedAttention,
     mlp: Mlp,
-    from_image: Attention,
+    from_image: ProjectedAttention,
     norms: [LayerNorm; 4],
     first: bool,
 }
@@ -70,9 +45,9 @@ struct TwoWayLayer {
 impl TwoWayLayer {
     fn new(dim: usize, config: DecoderConfig, first: bool, builder: &Builder) -> Result<Self> {
         let norm = |i: usize| LayerNorm::new(dim, 1e-5, &builder.pp(format!("norm{i}")));
-        let across = |name: &str| Attention::new(dim, config.heads, 2, &builder.pp(name));
+        let across = |name: &str| attention(dim, config.heads, 2, &builder.pp(name));
         Ok(Self {
-            among: Attention::new(dim, config.heads, 1, &builder.pp("self_attn"))?,
+            among: attention(dim, config.heads, 1, &builder.pp("self_attn"))?,
             to_image: across("cross_attn_token_to_image")?,
             mlp: Mlp::new(&[dim, config.mlp, dim], &["lin1", "lin2"], Activation::Relu, &builder.pp("mlp"))?,
             from_image: across("cross_attn_image_to_token")?,
@@ -91,17 +66,17 @@ impl TwoWayLayer {
     ) -> TensorResult<(Tensor, Tensor)> {
         let tokens = if self.first {
             // No residual and no positions here.
-            self.among.forward(tokens, tokens, tokens)?
+            self.among.forward(tokens, tokens, tokens, false)?
         } else {
             let placed = (tokens + token_places)?;
-            (tokens + self.among.forward(&placed, &placed, tokens)?)?
+            (tokens + self.among.forward(&placed, &placed, tokens, false)?)?
         };
         let tokens = self.norms[0].forward(&tokens)?;
         let keys = image.broadcast_add(image_places)?;
-        let seen = self.to_image.forward(&(&tokens + token_places)?, &keys, image)?;
+        let seen = self.to_image.forward(&(&tokens + token_places)?, &keys, image, false)?;
         let tokens = self.norms[1].forward(&(tokens + seen)?)?;
         let tokens = self.norms[2].forward(&(&tokens + self.mlp.forward(&tokens)?)?)?;
-        let told = self.from_image.forward(&keys, &(&tokens + token_places)?, &tokens)?;
+        let told = self.from_image.forward(&keys, &(&tokens + token_places)?, &tokens, false)?;
         let image = self.norms[3].forward(&(image + told)?)?;
         Ok((tokens, image))
     }
@@ -140,7 +115,7 @@ pub(super) struct MaskDecoder {
     /// The quality token (1, C), and one for each mask (MASKS, C).
     own: [Tensor; 2],
     layers: Vec<TwoWayLayer>,
-    last: Attention,
+    last: ProjectedAttention,
     last_norm: LayerNorm,
     double: [Double; 2],
     norm: LayerNorm2d,
@@ -164,7 +139,7 @@ impl MaskDecoder {
         Ok(Self {
             own,
             layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
-            last: Attention::new(dim, config.heads, 2, &transformer.pp("final_attn_token_to_image"))?,
+            last: attention(dim, config.heads, 2, &transformer.pp("final_attn_token_to_image"))?,
             last_norm: LayerNorm::new(dim, 1e-5, &transformer.pp("norm_final_attn"))?,
             double: [Double::new(dim, dim / 4, &upscaling.pp(0))?, Double::new(dim / 4, dim / 8, &upscaling.pp(3))?],
             norm: LayerNorm2d::new(dim / 4, &upscaling.pp(1))?,
@@ -196,7 +171,7 @@ impl MaskDecoder {
             (tokens, image) = layer.forward(&tokens, &image, &token_places, places)?;
         }
         let keys = image.broadcast_add(places)?;
-        let seen = self.last.forward(&(&tokens + &token_places)?, &keys, &image)?;
+        let seen = self.last.forward(&(&tokens + &token_places)?, &keys, &image, false)?;
         let tokens = self.last_norm.forward(&(tokens + seen)?)?;
         let quality = self.quality.forward(&tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?;
         let map = self.double[0].forward(&tokens_to_map(&image, grid)?)?;

@@ -2,23 +2,19 @@
 
 use super::config::{TextActivation, TextConfig};
 use crate::base::Result;
-use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, attention, gelu, join_heads, quick_gelu, split_heads};
+use crate::models::projected_attention::ProjectedAttention;
+use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, gelu, quick_gelu};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Causal self-attention and a feed-forward layer, each behind a norm and beside a residual.
 #[derive(Debug)]
 struct Layer {
     norm1: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    out: Linear,
+    attention: ProjectedAttention,
     norm2: LayerNorm,
     widen: Linear,
     narrow: Linear,
     activation: TextActivation,
-    heads: usize,
-    scale: f32,
 }
 
 impl Layer {
@@ -26,26 +22,20 @@ impl Layer {
         let (dim, hidden) = (config.hidden_size, config.intermediate_size);
         let (attention, mlp) = (builder.pp("self_attn"), builder.pp("mlp"));
         let projection = |name: &str| Linear::new(dim, dim, &attention.pp(name));
+        let projections = [projection("q_proj")?, projection("k_proj")?, projection("v_proj")?, projection("out_proj")?];
         Ok(Self {
             norm1: LayerNorm::new(dim, config.layer_norm_eps, &builder.pp("layer_norm1"))?,
-            query: projection("q_proj")?,
-            key: projection("k_proj")?,
-            value: projection("v_proj")?,
-            out: projection("out_proj")?,
+            attention: ProjectedAttention::new(projections, dim, config.num_attention_heads),
             norm2: LayerNorm::new(dim, config.layer_norm_eps, &builder.pp("layer_norm2"))?,
             widen: Linear::new(dim, hidden, &mlp.pp("fc1"))?,
             narrow: Linear::new(hidden, dim, &mlp.pp("fc2"))?,
             activation: config.hidden_act,
-            heads: config.num_attention_heads,
-            scale: 1.0 / ((dim / config.num_attention_heads) as f32).sqrt(),
         })
     }
 
     fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
         let normed = self.norm1.forward(xs)?;
-        let head = |projection: &Linear| split_heads(&projection.forward(&normed)?, self.heads); // (B, heads, T, d)
-        let mixed = attention(&head(&self.query)?, &head(&self.key)?, &head(&self.value)?, self.scale, true)?;
-        let xs = (xs + self.out.forward(&join_heads(&mixed)?)?)?;
+        let xs = (xs + self.attention.forward(&normed, &normed, &normed, true)?)?;
         let hidden = self.widen.forward(&self.norm2.forward(&xs)?)?;
         let hidden = match self.activation {
             TextActivation::QuickGelu => quick_gelu(&hidden)?,

@@ -2,7 +2,8 @@
 
 use super::blocks::{NormSpec, conv1x1};
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, GroupNorm, LayerNorm, Linear, attention, geglu, join_heads, split_heads};
+use crate::models::projected_attention::ProjectedAttention;
+use crate::nn::{Builder, Conv2d, GroupNorm, LayerNorm, Linear, geglu};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// (B, C, h, w) → (B, h·w, C)
@@ -27,45 +28,24 @@ pub(super) struct TransformerSpec {
     pub linear_projection: bool,
 }
 
-/// Multi-head attention of queries over a context.
-#[derive(Debug)]
-struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    out: Linear,
-    heads: usize,
-    scale: f32,
-}
-
-impl Attention {
-    fn new(dim: usize, context_dim: usize, heads: usize, builder: &Builder) -> Result<Self> {
-        Ok(Self {
-            query: Linear::no_bias(dim, dim, &builder.pp("to_q"))?,
-            key: Linear::no_bias(context_dim, dim, &builder.pp("to_k"))?,
-            value: Linear::no_bias(context_dim, dim, &builder.pp("to_v"))?,
-            out: Linear::new(dim, dim, &builder.pp("to_out").pp(0))?,
-            heads,
-            scale: 1.0 / ((dim / heads) as f32).sqrt(),
-        })
-    }
-
-    /// `xs` (B, N, C), `context` (B, M, D) → (B, N, C)
-    fn forward(&self, xs: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
-        let q = split_heads(&self.query.forward(xs)?, self.heads)?; // (B, heads, N, d)
-        let k = split_heads(&self.key.forward(context)?, self.heads)?;
-        let v = split_heads(&self.value.forward(context)?, self.heads)?;
-        self.out.forward(&join_heads(&attention(&q, &k, &v, self.scale, false)?)?)
-    }
+/// Attention of queries over a context, with diffusers' names.
+fn attention(dim: usize, context_dim: usize, heads: usize, builder: &Builder) -> Result<ProjectedAttention> {
+    let layers = [
+        Linear::no_bias(dim, dim, &builder.pp("to_q"))?,
+        Linear::no_bias(context_dim, dim, &builder.pp("to_k"))?,
+        Linear::no_bias(context_dim, dim, &builder.pp("to_v"))?,
+        Linear::new(dim, dim, &builder.pp("to_out").pp(0))?,
+    ];
+    Ok(ProjectedAttention::new(layers, dim, heads))
 }
 
 /// Self-attention, cross-attention and a gated feed-forward layer, each behind a norm and beside a residual.
 #[derive(Debug)]
 struct TransformerBlock {
     norm1: LayerNorm,
-    self_attention: Attention,
+    self_attention: ProjectedAttention,
     norm2: LayerNorm,
-    cross_attention: Attention,
+    cross_attention: ProjectedAttention,
     norm3: LayerNorm,
     widen: Linear,
     narrow: Linear,
@@ -78,9 +58,9 @@ impl TransformerBlock {
         let feed_forward = builder.pp("ff").pp("net");
         Ok(Self {
             norm1: norm("norm1")?,
-            self_attention: Attention::new(dim, dim, spec.heads, &builder.pp("attn1"))?,
+            self_attention: attention(dim, dim, spec.heads, &builder.pp("attn1"))?,
             norm2: norm("norm2")?,
-            cross_attention: Attention::new(dim, spec.context_dim, spec.heads, &builder.pp("attn2"))?,
+            cross_attention: attention(dim, spec.context_dim, spec.heads, &builder.pp("attn2"))?,
             norm3: norm("norm3")?,
             widen: Linear::new(dim, 8 * dim, &feed_forward.pp(0).pp("proj"))?,
             narrow: Linear::new(4 * dim, dim, &feed_forward.pp(2))?,
@@ -89,8 +69,8 @@ impl TransformerBlock {
 
     fn forward(&self, xs: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
         let normed = self.norm1.forward(xs)?;
-        let xs = (xs + self.self_attention.forward(&normed, &normed)?)?;
-        let xs = (&xs + self.cross_attention.forward(&self.norm2.forward(&xs)?, context)?)?;
+        let xs = (xs + self.self_attention.forward(&normed, &normed, &normed, false)?)?;
+        let xs = (&xs + self.cross_attention.forward(&self.norm2.forward(&xs)?, context, context, false)?)?;
         let hidden = geglu(&self.widen.forward(&self.norm3.forward(&xs)?)?)?; // (B, N, 4C)
         xs + self.narrow.forward(&hidden)?
     }

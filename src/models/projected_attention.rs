@@ -1,0 +1,33 @@
+//! Multi-head attention with a linear layer each for queries, keys, values and the result.
+
+use crate::nn::{Linear, attention, join_heads, split_heads};
+use candle_core::{Result, Tensor};
+
+/// Networks name and size the four layers in their own ways; what they do with them is the same.
+#[derive(Debug)]
+pub(crate) struct ProjectedAttention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: usize,
+    scale: f32,
+}
+
+impl ProjectedAttention {
+    /// `layers` for queries, keys, values and the result; the first three have `inner` outputs, split into `heads`.
+    pub(crate) fn new([query, key, value, out]: [Linear; 4], inner: usize, heads: usize) -> Self {
+        Self { query, key, value, out, heads, scale: 1.0 / ((inner / heads) as f32).sqrt() }
+    }
+
+    /// `causal` hides later keys from earlier queries.
+    ///
+    /// # Shapes
+    /// `q` (B, N, C), `k` and `v` (B, M, D) → (B, N, C)
+    pub(crate) fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result<Tensor> {
+        let q = split_heads(&self.query.forward(q)?, self.heads)?; // (B, heads, N, d)
+        let k = split_heads(&self.key.forward(k)?, self.heads)?;
+        let v = split_heads(&self.value.forward(v)?, self.heads)?;
+        self.out.forward(&join_heads(&attention(&q, &k, &v, self.scale, causal)?)?)
+    }
+}
