@@ -14,7 +14,7 @@ use datum::labels::LabelMap;
 use datum::models::sam::{DecoderConfig, EncoderConfig, Prompts, Sam, SamConfig, TinyVitConfig, VitConfig};
 use datum::nn::{Builder, ParamStore, Pass};
 use datum::systems::clouds::refine::{RefineConfig, class_masks, refine};
-use datum::systems::clouds::sam_masks::EncodedImage;
+use datum::systems::clouds::sam_masks::{EncodedImage, SamMasks};
 use fill::{fill_store, image};
 use std::collections::BTreeMap;
 use summary::{error, summary};
@@ -164,15 +164,14 @@ fn points_on_a_picture_become_the_masks_of_the_published_predictor() {
 
 #[test]
 fn a_pseudo_label_is_refined() {
-    let sam = vit();
+    let proposer = SamMasks { sam: vit(), name: "small".into(), batch_statistics: false };
     let picture = RgbImage { height: 48, width: 64, pixels: vec![90; 48 * 64 * 3] };
-    let encoded = EncodedImage::new(&sam, &picture, &Pass::eval()).unwrap();
     let mut label = LabelMap::filled(48, 64, 3);
     label.ids[..64 * 20].fill(10);
     label.ids[0] = 5;
     let refined = |min_area| {
         let config = RefineConfig { min_area, ..RefineConfig::default() };
-        refine(&encoded, &label, &config, &mut Rng::stream(0, "test", &[])).unwrap()
+        refine(&proposer, &picture, &label, &config, &mut Rng::stream(0, "test", &[])).unwrap()
     };
     assert_eq!(refined(64 * 48), class_masks(&label), "without a region nothing changes");
     let masks = refined(100);

@@ -1,7 +1,7 @@
 //! Pseudo-labels with the outlines of Segment Anything: points on the teacher's regions in, masks with clean borders out.
 
-use super::sam_masks::EncodedImage;
 use crate::base::{Result, Rng};
+use crate::io::images::RgbImage;
 use crate::labels::{IGNORE, LabelMap, components, erode};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +35,16 @@ pub struct RegionPrompt {
     pub class: u8,
     /// Different pixels of it.
     pub points: Vec<(usize, usize)>,
+}
+
+/// Draws the outline of what lies under points of a picture.
+pub trait MaskProposer {
+    /// For people: which one it is.
+    fn name(&self) -> String;
+
+    /// One mask (row-major, pixels of the picture) for each list of foreground points (x, y); all lists are of one length. With
+    /// `second_pass` the answers are asked for again with the first ones as prompts, where the proposer can.
+    fn masks(&self, image: &RgbImage, points: &[Vec<(usize, usize)>], second_pass: bool) -> Result<Vec<Vec<bool>>>;
 }
 
 /// One mask for each class (row-major); pixels in none of them belong to no class.
@@ -111,14 +121,20 @@ pub fn union(prompts: &[RegionPrompt], mut masks: Vec<Vec<bool>>, remove_interse
 ///
 /// # Randomness
 /// As [`region_prompts`].
-pub fn refine(image: &EncodedImage, label: &LabelMap, config: &RefineConfig, rng: &mut Rng) -> Result<ClassMasks> {
+pub fn refine(
+    proposer: &dyn MaskProposer,
+    image: &RgbImage,
+    label: &LabelMap,
+    config: &RefineConfig,
+    rng: &mut Rng,
+) -> Result<ClassMasks> {
     let prompts = region_prompts(label, config, rng);
     if prompts.is_empty() {
         return Ok(class_masks(label));
     }
     let points: Vec<_> = prompts.iter().map(|prompt| prompt.points.clone()).collect();
-    let masks = image.best_masks(&points, config.second_pass)?;
-    Ok(union(&prompts, masks.into_iter().map(|best| best.mask).collect(), config.remove_intersections))
+    let masks = proposer.masks(image, &points, config.second_pass)?;
+    Ok(union(&prompts, masks, config.remove_intersections))
 }
 
 #[cfg(test)]

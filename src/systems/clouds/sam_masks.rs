@@ -1,11 +1,35 @@
 //! Masks of a picture from points on it: Segment Anything between pixels of the picture and pixels of its own.
 
-use crate::base::Result;
+use super::refine::MaskProposer;
+use crate::base::{Result, device};
 use crate::data::resize::antialiased;
 use crate::io::images::RgbImage;
 use crate::models::sam::{MASK_THRESHOLD, NORMALIZATION, Prompts, Sam};
 use crate::nn::{Pass, resize_bilinear};
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
+
+/// Segment Anything as a proposer of masks: each picture is encoded once, all points are asked for together.
+#[derive(Debug)]
+pub struct SamMasks {
+    /// The network.
+    pub sam: Sam,
+    /// Its file, for people.
+    pub name: String,
+    /// Batch norms of MobileSAM use the statistics of the picture, as CLOUDS' published code does, not the stored ones.
+    pub batch_statistics: bool,
+}
+
+impl MaskProposer for SamMasks {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn masks(&self, image: &RgbImage, points: &[Vec<(usize, usize)>], second_pass: bool) -> Result<Vec<Vec<bool>>> {
+        let pass = if self.batch_statistics { Pass::statistics_only() } else { Pass::eval() };
+        let best = EncodedImage::new(&self.sam, image, &pass)?.best_masks(points, second_pass)?;
+        Ok(best.into_iter().map(|best| best.mask).collect())
+    }
+}
 
 /// A picture that was encoded once, for any number of prompts.
 #[derive(Debug)]
@@ -43,7 +67,7 @@ impl<'a> EncodedImage<'a> {
             let place = (channel * side + pixel / seen.1) * side + pixel % seen.1;
             planes[place] = (f32::from(*value) - NORMALIZATION.mean[channel]) / NORMALIZATION.std[channel];
         }
-        let embedding = sam.encode(&Tensor::from_vec(planes, (1, 3, side, side), &Device::Cpu)?, pass)?;
+        let embedding = sam.encode(&Tensor::from_vec(planes, (1, 3, side, side), &device::current())?, pass)?;
         Ok(Self { sam, embedding, size: (image.height, image.width), seen })
     }
 
@@ -55,8 +79,8 @@ impl<'a> EncodedImage<'a> {
         let ratio = (self.seen.1 as f64 / self.size.1 as f64, self.seen.0 as f64 / self.size.0 as f64);
         let place = |&(x, y): &(usize, usize)| [(x as f64 * ratio.0) as f32, (y as f64 * ratio.1) as f32];
         let coordinates: Vec<f32> = points.iter().flatten().flat_map(place).collect();
-        let coordinates = Tensor::from_vec(coordinates, (points.len(), count, 2), &Device::Cpu)?;
-        let labels = Tensor::ones((points.len(), count), coordinates.dtype(), &Device::Cpu)?;
+        let coordinates = Tensor::from_vec(coordinates, (points.len(), count, 2), self.embedding.device())?;
+        let labels = Tensor::ones((points.len(), count), coordinates.dtype(), self.embedding.device())?;
         let mut prompts = Prompts { points: Some((coordinates, labels)), ..Prompts::default() };
         let (mut logits, mut quality) = self.sam.decode(&self.embedding, &prompts, true)?;
         if second_pass {
