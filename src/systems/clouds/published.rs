@@ -36,12 +36,12 @@ pub fn as_file(network: &Mask2FormerConfig) -> Mask2FormerConfig {
 /// Header and weights of a checkpoint.
 ///
 /// # Errors
-/// Heads that compare with text vectors, other numbers of classes than 19, files that lack parts.
+/// Heads that compare with text vectors, other widths, other numbers of classes than 19, files that lack parts.
 pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSource>)> {
     let (origin, classes) = (source.origin(), classes_of(CLASSES)?);
     let wrong = |found: String| {
         let expected = format!("a checkpoint of CLOUDS with a linear head for {} classes", classes.len());
-        Error::data(&origin, expected, found, "give a checkpoint of the released configurations")
+        Error::data(&origin, expected, found, "give a checkpoint of the released configurations, or a run of `clouds train`")
     };
     match clouds::classifier(&*source)? {
         Classifier::Linear(found) if found == classes.len() => {}
@@ -52,11 +52,16 @@ pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSour
     let Some(config) = config(&network.shapes(), classes.len()) else {
         return Err(wrong("a file without some of its parts".into()));
     };
+    // The number of heads leaves no trace in shapes: only that of the published width is known.
+    let HeadConfig { width, points, .. } = HeadConfig::default();
+    if (config.head.width, config.head.points) != (width, points) {
+        return Err(wrong(format!("one of width {}, whose number of heads its tensors do not tell", config.head.width)));
+    }
     let header = Header { short_side: SHORT_SIDE, ..Header::new(Model::Mask2Former { mask2former: Box::new(config) }, &classes) };
     Ok((header, Box::new(network)))
 }
 
-/// The sizes of a network. The number of heads leaves no trace in shapes; it is the published one.
+/// The sizes of a network with the published number of heads.
 fn config(shapes: &BTreeMap<String, Vec<usize>>, num_classes: usize) -> Option<Mask2FormerConfig> {
     let rows = |name: String| shapes.get(&name).and_then(|shape| shape.first().copied());
     let count = |start: &str, end: &str| (0..).take_while(|i| shapes.contains_key(&format!("{start}{i}{end}"))).count();

@@ -14,7 +14,7 @@ mod training;
 pub use color_jitter::ColorJitter;
 pub use sampler::{Pick, Sampler};
 pub use samples::{GeneratedViews, SourceTransform, crop_offsets, generated_views, nearest, scaled_size};
-pub use training::Cost;
+pub use training::{Cost, groups};
 
 use super::published;
 use super::refine::MaskProposer;
@@ -51,6 +51,25 @@ pub fn run(
     search: &Search,
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
+    let refiner = match config.stage {
+        Part::Warmup => None,
+        Part::Joint => open_refiner(&config.refiner, config.sam.batch_statistics)?,
+    };
+    run_with(config, refiner, run, resume, search, progress)
+}
+
+/// [`run`] with a proposer of masks of one's own for the stage `joint`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    config: &TrainConfig,
+    refiner: Option<Box<dyn MaskProposer>>,
+    run: &RunDir,
+    resume: Option<&Resume>,
+    search: &Search,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
     config.validate()?;
     let source = Dataset::open(&config.source, search)?;
     if !source.has_labels() {
@@ -59,8 +78,13 @@ pub fn run(
     let network = config.network(source.classes.len())?;
     let model = Model::Mask2Former { mask2former: Box::new(published::as_file(&network)) };
     let header = Header { short_side: config.short_side, ..Header::new(model, &source.classes) };
-    let refiner = refiner(config, progress)?;
     let batches = Batches::new(config, &source, progress)?;
+    if config.stage == Part::Joint {
+        progress.say(&match &refiner {
+            Some(refiner) => format!("pseudo-labels are refined with {}", refiner.name()),
+            None => "pseudo-labels are not refined (`--refiner none`); CLOUDS refines them with SAM".into(),
+        });
+    }
     run.log("data", used(&source, &batches))?;
     let mut training = CloudsTraining::new(config, &network, batches, refiner)?;
     let wanted = Wanted {
@@ -93,19 +117,6 @@ pub fn run(
     Segmenter::save(&file, &header, &training.parameters)?;
     progress.say(&format!("segmenter: {}", file.display()));
     Ok(file)
-}
-
-/// Who cleans pseudo-labels; tells it.
-fn refiner(config: &TrainConfig, progress: &dyn Progress) -> Result<Option<Box<dyn MaskProposer>>> {
-    if config.stage == Part::Warmup {
-        return Ok(None);
-    }
-    let refiner = open_refiner(&config.refiner, config.sam.batch_statistics)?;
-    progress.say(&match &refiner {
-        Some(refiner) => format!("pseudo-labels are refined with {}", refiner.name()),
-        None => "pseudo-labels are not refined (`--refiner none`); CLOUDS refines them with SAM".into(),
-    });
-    Ok(refiner)
 }
 
 /// The proposer that `choice` names: `none`, or a file of SAM or MobileSAM, whose variant its tensors tell.

@@ -80,6 +80,9 @@ impl CloudsTraining {
         let clip = (config.clip_norm > 0.0).then_some(config.clip_norm);
         let optimizer = AdamW::new(groups(config, &parameters), AdamWConfig { max_gradient_norm: clip, ..AdamWConfig::default() })?;
         let num_classes = network.head.num_classes;
+        // Stochastic depth may leave a block out for all images of a small batch.
+        let skips = config.model.drop_path > 0.0;
+        let may_be_zero = move |name: &str| skips && name.starts_with(BACKBONE);
         Ok(Self {
             student,
             cost: Cost::default(),
@@ -88,7 +91,7 @@ impl CloudsTraining {
             refiner,
             refinement: config.refinement(),
             criterion: Criterion::new(config.criterion(num_classes))?,
-            guard: Guard::new(optimizer.parameters(), |_| false)?,
+            guard: Guard::new(optimizer.parameters(), may_be_zero)?,
             optimizer,
             schedule: config.schedule(),
             config: config.clone(),
@@ -166,7 +169,7 @@ fn initial(path: &Path, network: &Mask2FormerConfig) -> Result<Box<dyn weights::
 }
 
 /// Head and, where it is trained, backbone; each with and without weight decay.
-fn groups(config: &TrainConfig, parameters: &ParamStore) -> Vec<Group> {
+pub fn groups(config: &TrainConfig, parameters: &ParamStore) -> Vec<Group> {
     let group = |name: &str, in_backbone: bool, decays: bool| Group {
         name: name.into(),
         parameters: parameters
