@@ -5,7 +5,7 @@
 //! | DATUM (CVPR-W 2023) | one photo → personalised diffusion → pseudo-target set | [`systems::datum`] | `datum personalize`, `generate`, `adapt` |
 //! | DreamBooth (CVPR 2023) | the personalisation | [`diffusion`] | `datum personalize` |
 //! | DAFormer (CVPR 2022) | self-training on the pseudo-target set | [`uda`] | `datum adapt --strategy daformer` |
-//! | CLOUDS (CVPR 2024) | prompts and images of unseen places; pseudo-labels refined with Segment Anything | [`systems::clouds`] | `clouds prompts`, `clouds generate` |
+//! | CLOUDS (CVPR 2024) | prompts and images of unseen places; pseudo-labels refined with Segment Anything | [`systems::clouds`] | `clouds prompts`, `clouds generate`, `clouds train` |
 //! | FDA (CVPR 2020) | the cheapest competitor: amplitude swap | [`data::fourier`] | `datum adapt --set fourier=0.01` |
 //!
 //! Folders depend on each other in one direction only:

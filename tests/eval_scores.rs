@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use datum::base::progress::Silent;
 use datum::data::{Dataset, Normalize, Search};
-use datum::eval::{ConfusionMatrix, Evaluator, Format, Inference, Scores, score_predictions, table, write_prediction};
+use datum::eval::{ConfusionMatrix, Evaluator, Format, Inference, Resize, Scores, score_predictions, table, write_prediction};
 use datum::io::images::{self, RgbImage};
 use datum::labels::{IdMap, LabelMap};
 use proptest::prelude::*;
@@ -135,7 +135,7 @@ fn evaluator(inference: Inference) -> Evaluator {
 fn a_right_network_scores_one_in_every_mode() {
     let (_dir, dataset) = tree();
     let slide = Inference::Slide { window: (6, 6), stride: (2, 6) };
-    let larger = Evaluator { resize: Some((24, 16)), ..evaluator(Inference::Whole) };
+    let larger = Evaluator { resize: Some(Resize::Frame((24, 16))), ..evaluator(Inference::Whole) };
     for evaluator in [evaluator(Inference::Whole), evaluator(slide), larger] {
         let mut seen = Vec::new();
         let each = |sample: &datum::data::Sample, _: &RgbImage, prediction: &LabelMap| {

@@ -18,6 +18,10 @@ use std::path::{Path, PathBuf};
 
 /// Recipes that live in the program.
 const SHIPPED: &[(&str, &str)] = &[
+    ("clouds-gta", include_str!("../../recipes/clouds-gta.toml")),
+    ("clouds-synthia", include_str!("../../recipes/clouds-synthia.toml")),
+    ("clouds-cityscapes", include_str!("../../recipes/clouds-cityscapes.toml")),
+    ("clouds-nano", include_str!("../../recipes/clouds-nano.toml")),
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
@@ -28,7 +32,7 @@ const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Verbs with a table of their own in recipes.
-const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street", "demo", "prompts"];
+const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street", "demo", "prompts", "train"];
 
 /// Folder of numbered runs.
 pub const RUNS: &str = "runs";
@@ -153,6 +157,7 @@ mod tests {
     use super::*;
     use crate::data::StreetSet;
     use crate::systems::clouds::config::PromptsConfig;
+    use crate::systems::clouds::train::config::TrainConfig;
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, Method, PersonalizeConfig, PretrainConfig};
     use serde_json::json;
 
@@ -171,6 +176,7 @@ mod tests {
                     "generate" => drop(resolved::<GenerateConfig>(verb, name)),
                     "adapt" => resolved::<AdaptConfig>(verb, name).validate().unwrap(),
                     "prompts" => resolved::<PromptsConfig>(verb, name).validate().unwrap(),
+                    "train" => drop(resolved::<TrainConfig>(verb, name).network(19).unwrap()),
                     "render-street" => drop(resolved::<StreetSet>(verb, name)),
                     "demo" => drop(resolved::<crate::cli::demo::DemoConfig>(verb, name)),
                     "extends" => {}

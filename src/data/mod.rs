@@ -17,6 +17,7 @@ pub mod transforms;
 
 pub use check::{Check, check};
 pub use dataset::{Dataset, Sample, Search};
+pub use descriptor::classes_of;
 pub use loader::{Batch, Loader};
 pub use prepare::{Prepared, prepare};
 pub use sheet::{sheet, stack};

@@ -12,8 +12,7 @@
 //! Scene number i is the same alone, in any number of scenes and with any number of threads; its look is entry i modulo the
 //! number of looks. `street=FOLDER` opens the folder as a [`Dataset`](super::Dataset).
 
-use super::dataset::Search;
-use super::descriptor::Descriptor;
+use super::descriptor::classes_of;
 use super::street::{Look, Rendered, Scene, focus};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
@@ -215,9 +214,7 @@ struct Job<'a> {
 
 impl<'a> Job<'a> {
     fn new(set: &'a StreetSet, folder: &'a Path) -> Result<Self> {
-        let nowhere = Search { folders: Vec::new() };
-        let classes = Descriptor::named("street", &nowhere)?.unwrap_or_default().classes()?;
-        Ok(Self { set, folder, looks: set.looks()?, classes })
+        Ok(Self { set, folder, looks: set.looks()?, classes: classes_of("street")? })
     }
 
     /// Renders one scene and writes its files.

@@ -4,7 +4,7 @@ use super::{ConfusionMatrix, Inference, Scores};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
 use crate::data::transforms::keep_ratio_size;
-use crate::data::{Dataset, Example, Loader, Normalize, Sample};
+use crate::data::{Dataset, Example, Loader, Normalize, Sample, resize};
 use crate::io::images::{self, RgbImage};
 use crate::labels::LabelMap;
 use crate::nn::resize_bilinear;
@@ -13,14 +13,37 @@ use candle_core::{Device, Tensor};
 /// How pictures become label maps at test time.
 #[derive(Debug, Clone)]
 pub struct Evaluator {
-    /// Frame (height, width) the picture is scaled into before the network; none keeps its size.
-    pub resize: Option<(usize, usize)>,
+    /// What the picture is scaled to before the network; none keeps its size.
+    pub resize: Option<Resize>,
     /// Whole pictures or windows.
     pub inference: Inference,
     /// Normalisation of the network's input.
     pub normalize: Normalize,
     /// Where the network runs.
     pub device: Device,
+}
+
+/// The size that pictures are shown to a network in. Their aspect is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resize {
+    /// The largest that fits a frame (height, width), bilinear without antialiasing: mmsegmentation's tests.
+    Frame((usize, usize)),
+    /// That short side and any long side, bilinear with antialiasing: detectron2's tests.
+    ShortSide(usize),
+}
+
+impl Resize {
+    fn apply(self, image: &RgbImage) -> RgbImage {
+        let size = (image.height, image.width);
+        match self {
+            Self::Frame(frame) => resize::bilinear(image, keep_ratio_size(size, frame)),
+            Self::ShortSide(side) => {
+                let scale = side as f64 / size.0.min(size.1) as f64;
+                let scaled = |length: usize| (length as f64 * scale + 0.5) as usize;
+                resize::antialiased(image, (scaled(size.0), scaled(size.1)))
+            }
+        }
+    }
 }
 
 /// What an evaluation found.
@@ -42,12 +65,9 @@ impl Evaluator {
         model: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
     ) -> candle_core::Result<LabelMap> {
         let original = (image.height, image.width);
-        let example = Example { image: image.clone(), label: None };
-        let input = match self.resize.map(|frame| keep_ratio_size(original, frame)) {
-            Some(size) => example.resize(size).image,
-            None => example.image,
-        };
-        let images = self.normalize.apply(&input, (input.height, input.width), &self.device)?.unsqueeze(0)?;
+        let resized = self.resize.map(|resize| resize.apply(image));
+        let input = resized.as_ref().unwrap_or(image);
+        let images = self.normalize.apply(input, (input.height, input.width), &self.device)?.unsqueeze(0)?;
         let logits = resize_bilinear(&self.inference.logits(&images, model)?, original, false)?;
         LabelMap::from_logits(&logits).map_err(|e| candle_core::Error::Msg(e.to_string()))
     }

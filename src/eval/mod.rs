@@ -12,7 +12,7 @@ mod series;
 mod table;
 
 pub use confusion::ConfusionMatrix;
-pub use evaluator::{Evaluation, Evaluator};
+pub use evaluator::{Evaluation, Evaluator, Resize};
 pub use inference::{Inference, slide_windows};
 pub use output::{Format, write_prediction};
 pub use predictions::{PredictionIds, score_predictions};

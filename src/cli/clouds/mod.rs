@@ -1,6 +1,7 @@
 //! The `clouds` program: its own verbs, and those it shares with `datum`.
 
 mod prompts;
+mod train;
 
 use super::{doctor, evaluate, generate, manual, predict};
 use crate::base::Result;
@@ -12,7 +13,7 @@ const GENERATE_RECIPE: &str = "clouds-sd2";
 /// Make a segmenter hold in places nobody has seen, with street scenes nobody photographed
 #[derive(Debug, Parser)]
 #[command(name = "clouds", version, arg_required_else_help = true, max_term_width = 110)]
-#[command(after_help = "The first stages:\n  clouds prompts --count 100 --output list\n  clouds generate --prompts list")]
+#[command(after_help = "The stages:\n  clouds prompts --count 100 --output list\n  clouds generate --prompts list\n  clouds train --source gta --backbone-weights clip.bin")]
 pub(super) struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -30,6 +31,7 @@ enum Verb {
                             clouds generate --model runs/small/model --count 200"
     )]
     Generate(Box<generate::GenerateArgs>),
+    Train(Box<train::TrainArgs>),
     #[command(after_help = "Examples:\n  clouds evaluate --checkpoint runs/adapted --dataset cityscapes\n  \
                             clouds evaluate --predictions ids --dataset bdd100k --split val --json")]
     Evaluate(evaluate::EvaluateArgs),
@@ -48,6 +50,7 @@ pub(super) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Prompts(args) => prompts::run(args),
         Verb::Generate(args) => generate::run_over(Some(GENERATE_RECIPE), *args),
+        Verb::Train(args) => train::run(*args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
         Verb::Doctor(args) => doctor::run(args),

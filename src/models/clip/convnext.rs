@@ -5,12 +5,14 @@ use crate::models::segmenter::{Encoder, Level};
 use crate::models::tokens::{map_to_tokens, tokens_to_map};
 use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, Pass, gelu};
 use candle_core::{Result as TensorResult, Tensor};
+use serde::{Deserialize, Serialize};
 
 const EPS: f64 = 1e-6;
 const STRIDES: [usize; 4] = [4, 8, 16, 32];
 
 /// Sizes of a ConvNeXt.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ConvNextConfig {
     /// Blocks in the stages.
     pub depths: [usize; 4],

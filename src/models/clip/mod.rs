@@ -18,6 +18,7 @@ use super::segmenter::{Encoder, Normalization};
 use super::stable_diffusion::config::TextActivation;
 use crate::base::{Error, Result, suggest};
 use crate::nn::Builder;
+use serde::{Deserialize, Serialize};
 
 /// CLIP's own mean and standard deviation.
 pub const NORMALIZATION: Normalization =
@@ -36,7 +37,8 @@ pub const CLIP_NAMES: [&str; 8] = [
 ];
 
 /// The image tower.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum VisualConfig {
     /// ConvNeXt, trained by OpenCLIP.
     ConvNext(ConvNextConfig),

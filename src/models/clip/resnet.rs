@@ -4,12 +4,14 @@ use crate::base::Result;
 use crate::models::segmenter::{Encoder, Level};
 use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass, conv2d, relu};
 use candle_core::{Result as TensorResult, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// Channels of a block's output per channel inside.
 const EXPANSION: usize = 4;
 
 /// Sizes of a CLIP ResNet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModifiedResNetConfig {
     /// Blocks in the layers.
     pub depths: [usize; 4],

@@ -22,9 +22,14 @@ use super::segmenter::Encoder;
 use crate::base::{Error, Result};
 use crate::nn::{Builder, Init, ParamStore, Pass};
 use candle_core::{Result as TensorResult, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Input pixels per pixel of the smallest feature map.
+const SMALLEST: usize = 32;
 
 /// Sizes of the head.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct HeadConfig {
     /// K, without the class "no object".
     pub num_classes: usize,
@@ -45,6 +50,7 @@ pub struct HeadConfig {
     /// Width inside the feed-forward layers of the Transformer decoder.
     pub decoder_hidden: usize,
     /// Width D of the text vectors that classes are compared with; `None` classifies by a linear layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub text_width: Option<usize>,
 }
 
@@ -125,7 +131,8 @@ impl Mask2FormerHead {
 }
 
 /// Which network to build.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mask2FormerConfig {
     /// The backbone.
     pub backbone: VisualConfig,
@@ -165,6 +172,23 @@ impl Mask2Former {
     /// See [`Mask2FormerHead::forward`].
     pub fn head(&self, features: &[Tensor], classes: Option<&TextClasses>) -> TensorResult<Vec<Prediction>> {
         self.head.forward(features, classes)
+    }
+
+    /// [`semantic_scores`] of whole images of any size: padded at the bottom and right with 0 to multiples of 32, the padding cut off
+    /// again.
+    ///
+    /// # Shapes
+    /// `images` (B, 3, H, W), normalised → (B, K, H, W)
+    ///
+    /// # Errors
+    /// A head with a text classifier: it needs the vectors of class names.
+    pub fn scores(&self, images: &Tensor) -> TensorResult<Tensor> {
+        let (_, _, height, width) = images.dims4()?;
+        let padded = (height.next_multiple_of(SMALLEST), width.next_multiple_of(SMALLEST));
+        let inputs = images.pad_with_zeros(2, 0, padded.0 - height)?.pad_with_zeros(3, 0, padded.1 - width)?;
+        let predictions = self.head(&self.features(&inputs, &Pass::eval())?, None)?;
+        let Some(answer) = predictions.last() else { candle_core::bail!("the decoder made no prediction") };
+        semantic_scores(answer, padded)?.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()
     }
 }
 

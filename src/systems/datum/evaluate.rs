@@ -8,8 +8,6 @@ use crate::eval::{self, Evaluation, ExamplePicture, Format, Inference, ScoreFile
 use crate::io::images::{self, RgbImage};
 use crate::io::{hash, thumbnail};
 use crate::labels::{Classes, IdMap, LabelMap, overlay};
-use crate::models::segmenter::Segmenter as _;
-use crate::nn::Pass;
 use candle_core::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -32,7 +30,7 @@ pub fn checkpoint(
 ) -> Result<Evaluation> {
     let segmenter = Segmenter::open(path)?;
     segmenter.fits(dataset, path)?;
-    let model = |images: &Tensor| segmenter.network.forward(images, &Pass::eval());
+    let model = |images: &Tensor| segmenter.scores(images);
     let mut examples = if is_run(path) { Examples::new(dataset, split)? } else { Examples::default() };
     let each = |sample: &Sample, image: &RgbImage, prediction: &LabelMap| {
         examples.see(dataset, sample, image, prediction)?;
@@ -113,7 +111,7 @@ pub fn predict(
     let segmenter = Segmenter::open(checkpoint)?;
     let mut classes = Classes::new(segmenter.header.classes.clone());
     classes.palette = segmenter.header.palette.clone();
-    let model = |images: &Tensor| segmenter.network.forward(images, &Pass::eval());
+    let model = |images: &Tensor| segmenter.scores(images);
     let id_map = IdMap::TrainIds { num_classes: classes.len(), ignore_index: 255 };
     let evaluator = segmenter.evaluator(Inference::Whole);
     let files = files(inputs)?;

@@ -3,10 +3,15 @@
 use super::config::{AdaptConfig, Size};
 use crate::base::{Error, Result, device};
 use crate::data::Dataset;
-use crate::eval::{Evaluator, Inference};
+use crate::eval::{Evaluator, Inference, Resize};
 use crate::io::weights::{self, TensorSource};
-use crate::models::segmenter::{EncoderDecoder, SegmenterConfig};
-use crate::nn::{Builder, ParamStore};
+use crate::labels::Classes;
+use crate::models::clip;
+use crate::models::mask2former::{Mask2Former, Mask2FormerConfig};
+use crate::models::segmenter::{EncoderDecoder, Normalization, Segmenter as _, SegmenterConfig};
+use crate::nn::{Builder, ParamStore, Pass};
+use crate::systems::clouds::published;
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,29 +26,79 @@ pub struct Header {
     /// Version of this layout.
     pub format_version: u32,
     /// The network.
-    pub model: SegmenterConfig,
+    pub model: Model,
     /// Class names in train-id order.
     pub classes: Vec<String>,
     /// Colours of the classes.
     pub palette: Vec<[u8; 3]>,
-    /// Size of photos in evaluation; 0×0: as they are.
+    /// Photos fit this size in evaluation; 0×0: as they are.
     pub test_size: Size,
+    /// The short side of photos in evaluation; 0: `test_size` says.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub short_side: usize,
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
+}
+
+/// The kinds of networks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Model {
+    /// Of `clouds train`.
+    Mask2Former {
+        /// Its sizes.
+        mask2former: Box<Mask2FormerConfig>,
+    },
+    /// Of `datum adapt`.
+    EncoderDecoder(SegmenterConfig),
+}
+
+impl Model {
+    /// How the network wants its input.
+    pub fn normalization(&self) -> Normalization {
+        match self {
+            Self::Mask2Former { .. } => clip::NORMALIZATION,
+            Self::EncoderDecoder(config) => config.normalization(),
+        }
+    }
+
+    fn build(&self, builder: &Builder) -> Result<Network> {
+        Ok(match self {
+            Self::Mask2Former { mask2former } => Network::Mask2Former(Box::new(Mask2Former::new(mask2former, builder)?)),
+            Self::EncoderDecoder(config) => Network::EncoderDecoder(EncoderDecoder::new(config, builder)?),
+        })
+    }
+}
+
+enum Network {
+    Mask2Former(Box<Mask2Former>),
+    EncoderDecoder(EncoderDecoder),
+}
+
+/// The network that `config` trains on `source`.
+pub fn network(config: &AdaptConfig, source: &Dataset) -> SegmenterConfig {
+    SegmenterConfig {
+        encoder: config.encoder.clone(),
+        decoder: config.decoder.clone(),
+        num_classes: source.classes.len(),
+        decoder_channels: Some(config.decoder_channels),
+        ..SegmenterConfig::default()
+    }
 }
 
 /// The header of the segmenter that `config` trains on `source`.
 pub fn header(config: &AdaptConfig, source: &Dataset) -> Header {
-    Header {
-        format_version: 1,
-        model: SegmenterConfig {
-            encoder: config.encoder.clone(),
-            decoder: config.decoder.clone(),
-            num_classes: source.classes.len(),
-            decoder_channels: Some(config.decoder_channels),
-            ..SegmenterConfig::default()
-        },
-        classes: source.classes.names.clone(),
-        palette: source.classes.palette.clone(),
-        test_size: config.test_size,
+    let model = Model::EncoderDecoder(network(config, source));
+    Header { test_size: config.test_size, ..Header::new(model, &source.classes) }
+}
+
+impl Header {
+    /// Of a segmenter that sees photos as they are.
+    pub fn new(model: Model, classes: &Classes) -> Self {
+        let (classes, palette) = (classes.names.clone(), classes.palette.clone());
+        Self { format_version: 1, model, classes, palette, test_size: Size { height: 0, width: 0 }, short_side: 0 }
     }
 }
 
@@ -63,20 +118,24 @@ pub fn seeds(run: &Path) -> Vec<(u64, PathBuf)> {
     seeds
 }
 
-/// Header and weights of a segmenter file, or of the one in a run folder.
+/// Header and weights of a segmenter file, of the one in a run folder, or of a published checkpoint of CLOUDS.
 ///
 /// # Errors
 /// Files of other kinds or versions.
-pub fn read(path: &Path) -> Result<(Header, weights::SafetensorsFile)> {
+pub fn read(path: &Path) -> Result<(Header, Box<dyn TensorSource>)> {
     let file = locate(path);
     if path.is_dir() && !file.is_file() {
-        let next = "finish the run with `datum adapt … --resume latest`, or name another checkpoint";
+        let next = "finish the run: the same command with `--resume latest`; or name another checkpoint";
         return Err(Error::data(path, format!("a finished run with {FILE}"), "no such file", next));
     }
-    let source = weights::SafetensorsFile::open(&file)?;
-    let text = source.metadata().remove(KEY).ok_or_else(|| {
-        Error::data(&file, "a segmenter written by `datum adapt`", "weights of another kind", "name a run folder of `adapt`")
-    })?;
+    let source = weights::open(&file)?;
+    let Some(text) = metadata(&file).remove(KEY) else {
+        if published::is_published(&*source) {
+            return published::open(source);
+        }
+        let expected = "a segmenter written by `datum adapt` or `clouds train`, or a published checkpoint of CLOUDS";
+        return Err(Error::data(&file, expected, "weights of another kind", "name a run folder of `adapt` or `train`"));
+    };
     let header: Header = serde_json::from_str(&text)
         .map_err(|e| Error::data(&file, "a readable segmenter header", e.to_string(), "train or download the file again"))?;
     if header.format_version != 1 {
@@ -86,10 +145,19 @@ pub fn read(path: &Path) -> Result<(Header, weights::SafetensorsFile)> {
     Ok((header, source))
 }
 
+/// Texts in the head of a safetensors file; other files have none.
+fn metadata(file: &Path) -> BTreeMap<String, String> {
+    weights::SafetensorsFile::open(file).map(|file| file.metadata()).unwrap_or_default()
+}
+
 /// How photos are presented to the segmenter that `header` describes.
 pub fn evaluator(header: &Header, inference: Inference) -> Evaluator {
+    let resize = match header.short_side {
+        0 => super::adapt::frame(header.test_size).map(Resize::Frame),
+        side => Some(Resize::ShortSide(side)),
+    };
     Evaluator {
-        resize: super::adapt::frame(header.test_size),
+        resize,
         inference,
         normalize: super::adapt::normalize(header.model.normalization()),
         device: device::current(),
@@ -100,8 +168,8 @@ pub fn evaluator(header: &Header, inference: Inference) -> Evaluator {
 pub struct Segmenter {
     /// What it is.
     pub header: Header,
-    /// The network, without gradients.
-    pub network: EncoderDecoder,
+    /// Without gradients.
+    network: Network,
 }
 
 impl Segmenter {
@@ -118,10 +186,30 @@ impl Segmenter {
     /// Files of other kinds or versions, weights that do not fit the header.
     pub fn open(path: &Path) -> Result<Self> {
         let (header, source) = read(path)?;
-        let builder = Builder::from_source(Box::new(source) as Box<dyn TensorSource>, 0).frozen();
-        let network = EncoderDecoder::new(&header.model, &builder)?;
+        let builder = Builder::from_source(source, 0).frozen();
+        let network = header.model.build(&builder)?;
         builder.finish()?;
         Ok(Self { header, network })
+    }
+
+    /// The segmenter whose tensors are `parameters`; it sees the current values.
+    ///
+    /// # Errors
+    /// Tensors that do not fit the header.
+    pub fn view(header: &Header, parameters: &ParamStore) -> Result<Self> {
+        let builder = Builder::from_store(parameters).frozen();
+        Ok(Self { header: header.clone(), network: header.model.build(&builder)? })
+    }
+
+    /// Scores of the classes; the largest names a pixel's class.
+    ///
+    /// # Shapes
+    /// `images` (B, 3, H, W), normalised → (B, K, h, w), to be resized to (H, W)
+    pub fn scores(&self, images: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.network {
+            Network::Mask2Former(network) => network.scores(images),
+            Network::EncoderDecoder(network) => network.forward(images, &Pass::eval()),
+        }
     }
 
     /// How photos are presented to it.

@@ -5,7 +5,7 @@
 mod batches;
 mod plan;
 mod training;
-mod validation;
+pub mod validation;
 
 use super::config::{AdaptConfig, Size, Strategy};
 use super::segmenter_file::{self, Segmenter as SegmenterFile};
@@ -22,7 +22,7 @@ pub use plan::{Plan, plan};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use training::Adaptation;
-use validation::Validation;
+use validation::{Validation, Wanted};
 
 /// Target images whose paths the log of a run keeps.
 const LOGGED_IMAGES: usize = 24;
@@ -41,9 +41,15 @@ pub fn run(
     let (source, target) = data(config, search)?;
     let header = segmenter_file::header(config, &source);
     let batches = Batches::new(config, &header, &source, target.as_ref(), progress)?;
-    let mut training = Adaptation::new(config, &header, &source, batches)?;
+    let mut training = Adaptation::new(config, &source, batches)?;
     run.log("data", used(&source, target.as_ref(), config)?)?;
-    training.validation = Validation::new(config, &header, search)?;
+    let wanted = Wanted {
+        dataset: &config.validation,
+        split: &config.validation_split,
+        steps: config.validation_steps,
+        images: config.validation_images,
+    };
+    training.validation = Validation::new(wanted, &header, search)?;
     let stage = Stage {
         run,
         name: "adapt",

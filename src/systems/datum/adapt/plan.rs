@@ -85,7 +85,7 @@ fn probe(config: &AdaptConfig, source: &Dataset, target: Option<&Dataset>, crop:
     let config = AdaptConfig { crop, rare_class_temperature: 0.0, ..config.clone() };
     let header = segmenter_file::header(&config, source);
     let batches = Batches::new(&config, &header, source, target, &Silent)?;
-    Adaptation::new(&config, &header, source, batches)
+    Adaptation::new(&config, source, batches)
 }
 
 impl Plan {

@@ -9,7 +9,7 @@ use crate::io::weights;
 use crate::models::segmenter::{EncoderDecoder, SegmenterConfig};
 use crate::nn::{Builder, ParamStore};
 use crate::systems::datum::config::{AdaptConfig, Strategy};
-use crate::systems::datum::segmenter_file::{self, Header};
+use crate::systems::datum::segmenter_file::{self, Model};
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
@@ -39,8 +39,9 @@ impl Adaptation {
     ///
     /// # Errors
     /// Weights that do not belong to the encoder, a segmenter to start from that is another network.
-    pub fn new(config: &AdaptConfig, header: &Header, source: &Dataset, batches: Batches) -> Result<Self> {
-        let (student, parameters) = student(config, &header.model)?;
+    pub fn new(config: &AdaptConfig, source: &Dataset, batches: Batches) -> Result<Self> {
+        let model = segmenter_file::network(config, source);
+        let (student, parameters) = student(config, &model)?;
         let rules = [
             GroupRule { key: "head".into(), learning_rate_scale: config.head_multiplier, weight_decay_scale: 1.0 },
             GroupRule { key: "norm".into(), learning_rate_scale: 1.0, weight_decay_scale: 0.0 },
@@ -52,7 +53,7 @@ impl Adaptation {
         let trained = |name: &str| !(segformer && name.starts_with("decode_head.conv_seg"));
         Ok(Self {
             guard: Guard::new(parameters.weights().filter(|(name, _)| trained(name)), |_| false)?,
-            engine: engine(config, header, source, student, parameters)?,
+            engine: engine(config, &model, source, student, parameters)?,
             optimizer,
             schedule: Schedule { shape: Shape::Poly, steps, warmup_steps, ..Schedule::default() },
             config: config.clone(),
@@ -88,7 +89,7 @@ fn student(config: &AdaptConfig, model: &SegmenterConfig) -> Result<(EncoderDeco
 /// The self-training engine with the parts of the strategy.
 fn engine(
     config: &AdaptConfig,
-    header: &Header,
+    model: &SegmenterConfig,
     source: &Dataset,
     student: EncoderDecoder,
     parameters: ParamStore,
@@ -101,35 +102,36 @@ fn engine(
         margins: Margins { top: settings.margin_top, bottom: settings.margin_bottom },
         strong_augment: Some(augment),
     };
-    let mut engine = SelfTraining::new(student, parameters, header.model.normalization(), step);
+    let mut engine = SelfTraining::new(student, parameters, model.normalization(), step);
     let adapts = config.strategy != Strategy::SourceOnly;
     if adapts && settings.feature_distance > 0.0 && !config.encoder_weights.is_empty() {
         let imagenet = Builder::from_source(engine.parameters.copied()?.tensors(), 0).frozen();
-        let imagenet = EncoderDecoder::new(&header.model, &imagenet)?;
+        let imagenet = EncoderDecoder::new(model, &imagenet)?;
         let thing_classes = source.classes.thing_ids().into_iter().map(|id| id as u32).collect();
         let distance =
             FeatureDistanceConfig { weight: settings.feature_distance, thing_classes, ..FeatureDistanceConfig::default() };
         engine.losses.push(Box::new(FeatureDistance::new(imagenet, distance)));
     }
     if !config.init.is_empty() {
-        start_from(Path::new(&config.init), header, &engine.parameters)?;
+        start_from(Path::new(&config.init), model, &engine.parameters)?;
     }
     if adapts {
-        let network = |builder: &Builder| EncoderDecoder::new(&header.model, builder);
+        let network = |builder: &Builder| EncoderDecoder::new(model, builder);
         engine.teacher = Some(Teacher::new(&engine.parameters, settings.ema_decay, network)?);
     }
     Ok(engine)
 }
 
 /// Gives the student the weights of a trained segmenter of the same network and number of classes.
-fn start_from(path: &Path, header: &Header, parameters: &ParamStore) -> Result<()> {
+fn start_from(path: &Path, model: &SegmenterConfig, parameters: &ParamStore) -> Result<()> {
     let (found, weights) = segmenter_file::read(path)?;
-    if found.model != header.model {
-        let show = |model: &SegmenterConfig| serde_json::to_string(model).unwrap_or_default();
+    let model = Model::EncoderDecoder(model.clone());
+    if found.model != model {
+        let show = |model: &Model| serde_json::to_string(model).unwrap_or_default();
         let next = "start from a segmenter of this network, or set encoder, decoder and decoder_channels to its values";
-        return Err(Error::data(path, format!("a segmenter {}", show(&header.model)), show(&found.model), next));
+        return Err(Error::data(path, format!("a segmenter {}", show(&model)), show(&found.model), next));
     }
-    parameters.load(&weights)
+    parameters.load(&*weights)
 }
 
 impl Training for Adaptation {

@@ -63,7 +63,7 @@ fn of_run(run: &Run, runs: &[Run]) -> Vec<(String, String)> {
             facts.push((name.into(), value));
         }
     };
-    add("Command", run.verb.map_or("unknown".into(), |verb| format!("datum {}", verb.words())));
+    add("Command", run.verb.map_or("unknown".into(), |verb| verb.command()));
     add("State", state(run));
     for subject in scores::subjects(runs) {
         let miou = scores::miou_text(run, &subject).unwrap_or_default();
@@ -130,7 +130,7 @@ fn again(run: &Run) -> Markup {
     let seeds: Vec<String> = run.seeds.iter().map(|(seed, _)| seed.to_string()).collect();
     let seeds = if seeds.is_empty() { String::new() } else { format!(" --seeds {}", seeds.join(",")) };
     let recipe = run.path.join("recipe.toml");
-    html! { p.note { "The same again: " code { "datum " (verb.words()) " --recipe " (recipe.display()) (seeds) " --output NEW" } } }
+    html! { p.note { "The same again: " code { (verb.command()) " --recipe " (recipe.display()) (seeds) " --output NEW" } } }
 }
 
 /// A first column, then one for each run; the first of several is the baseline.

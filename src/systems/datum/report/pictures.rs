@@ -123,14 +123,16 @@ impl Album {
     }
 
     fn target_images(&mut self, run: &Run) -> Gallery {
-        let name = run.recipe.text("target");
+        let is_joint = run.verb == Some(Verb::Train);
+        let name = run.recipe.text(if is_joint { "generated" } else { "target" });
         if name.is_empty() {
             return Gallery::default();
         }
         // A data set is more than its folder; its run logged a few of its images.
         let logged: Vec<PathBuf> = run.target_images.iter().filter(|path| path.is_file()).cloned().collect();
         let logged = (!logged.is_empty()).then_some(logged);
-        let Some(all) = run.find(name).and_then(|folder| images_in(&folder)).or(logged) else {
+        let inside = || run.find(name).filter(|_| !is_joint || logged.is_none()).and_then(|folder| images_in(&folder));
+        let Some(all) = inside().or(logged) else {
             let problems = vec![format!("Target images: {name} is no folder that can be found from here.")];
             return Gallery { problems, ..Gallery::default() };
         };
@@ -149,7 +151,7 @@ impl Album {
     pub fn images(&mut self, run: &Run) -> Gallery {
         match run.verb {
             Some(Verb::Generate | Verb::RenderStreet) => self.made(run),
-            Some(Verb::Adapt) => self.target_images(run),
+            Some(Verb::Adapt | Verb::Train) => self.target_images(run),
             _ => Gallery::default(),
         }
     }

@@ -25,6 +25,8 @@ pub enum Verb {
     Adapt,
     /// `datum dataset render-street`
     RenderStreet,
+    /// `clouds train`
+    Train,
 }
 
 /// One record of `log.jsonl`.
@@ -82,7 +84,14 @@ impl Verb {
             Self::Generate => "generate",
             Self::Adapt => "adapt",
             Self::RenderStreet => "dataset render-street",
+            Self::Train => "train",
         }
+    }
+
+    /// The program and the words.
+    pub fn command(self) -> String {
+        let program = if self == Self::Train { "clouds" } else { "datum" };
+        format!("{program} {}", self.words())
     }
 
     /// Told by keys that only its recipe has.
@@ -93,6 +102,7 @@ impl Verb {
             ("guidance_scale", Self::Generate),
             ("strategy", Self::Adapt),
             ("look", Self::RenderStreet),
+            ("teacher.period", Self::Train),
         ];
         keys.into_iter().find(|(key, _)| recipe.has(key)).map(|(_, verb)| verb)
     }
@@ -235,7 +245,7 @@ impl Run {
     }
 
     fn read_scores(&mut self) {
-        if self.verb != Some(Verb::Adapt) {
+        if !matches!(self.verb, Some(Verb::Adapt | Verb::Train)) {
             return;
         }
         let (scores, broken) = ScoreFile::read_all(&self.path);
@@ -266,7 +276,7 @@ impl Run {
             Some(Verb::Adapt) if !self.seeds.is_empty() => {
                 self.seeds.len() >= self.asked_seeds && self.seeds.iter().all(|(_, run)| run.is_finished())
             }
-            Some(Verb::Adapt) => has(segmenter_file::FILE),
+            Some(Verb::Adapt | Verb::Train) => has(segmenter_file::FILE),
             Some(Verb::Generate | Verb::RenderStreet) => self.items.len() as u64 >= self.wanted_items(),
             None => true,
         }
@@ -285,6 +295,10 @@ impl Run {
     pub fn steps(&self) -> Vec<(String, u64, Option<u64>)> {
         let asked = |stage: &str| match (self.verb, stage) {
             (Some(Verb::Adapt), _) => self.recipe.count("iterations"),
+            (Some(Verb::Train), _) => {
+                let of_part = format!("{}_iterations", self.recipe.text("stage"));
+                self.recipe.count("iterations").filter(|steps| *steps > 0).or_else(|| self.recipe.count(&of_part))
+            }
             (_, "") => self.recipe.count("steps"),
             (_, stage) => self.recipe.count(&format!("{stage}.steps")),
         };

@@ -1,0 +1,188 @@
+//! `clouds train`: Mask2Former's head on CLIP, first on labelled source images (`warmup`), then on generated images too, which a
+//! slow average of the head labels and a proposer of masks cleans (`joint`).
+//!
+//! Read [`config`] first (every value, and where paper and published code differ), then [`training`](self) for the step.
+
+mod batches;
+mod color_jitter;
+pub mod config;
+mod sampler;
+mod samples;
+mod teacher;
+mod training;
+
+pub use color_jitter::ColorJitter;
+pub use sampler::{Pick, Sampler};
+pub use samples::{GeneratedViews, SourceTransform, crop_offsets, generated_views, nearest, scaled_size};
+pub use training::{Cost, groups};
+
+use super::published;
+use super::refine::MaskProposer;
+use super::sam_masks::SamMasks;
+use crate::base::progress::Progress;
+use crate::base::{Error, Result};
+use crate::data::{Dataset, Search};
+use crate::io::weights::{self, Renamed, TensorSource as _};
+use crate::models::sam::{self, Sam};
+use crate::nn::Builder;
+use crate::report::tensorboard;
+use crate::systems::datum::adapt::validation::{Validation, Wanted};
+use crate::systems::datum::segmenter_file::{self, Header, Model, Segmenter};
+use crate::train::checkpoint::Resume;
+use crate::train::run_dir::RunDir;
+use crate::train::stage::Stage;
+use batches::Batches;
+use config::{Part, TrainConfig};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use training::CloudsTraining;
+
+/// Generated images whose paths the log of a run keeps.
+const LOGGED_IMAGES: usize = 24;
+
+/// Trains and returns the segmenter's file, `segmenter.safetensors` in the run.
+///
+/// # Errors
+/// Unusable data sets or weights; interruption.
+pub fn run(
+    config: &TrainConfig,
+    run: &RunDir,
+    resume: Option<&Resume>,
+    search: &Search,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    let refiner = match config.stage {
+        Part::Warmup => None,
+        Part::Joint => open_refiner(&config.refiner, config.sam.batch_statistics)?,
+    };
+    run_with(config, refiner, run, resume, search, progress)
+}
+
+/// [`run`] with a proposer of masks of one's own for the stage `joint`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    config: &TrainConfig,
+    refiner: Option<Box<dyn MaskProposer>>,
+    run: &RunDir,
+    resume: Option<&Resume>,
+    search: &Search,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    config.validate()?;
+    let source = Dataset::open(&config.source, search)?;
+    if !source.has_labels() {
+        return Err(Error::Usage(format!("the source `{}` has no labels; give a labelled data set as --source", config.source)));
+    }
+    let network = config.network(source.classes.len())?;
+    let model = Model::Mask2Former { mask2former: Box::new(published::as_file(&network)) };
+    let header = Header { short_side: config.short_side, ..Header::new(model, &source.classes) };
+    let batches = Batches::new(config, &source, progress)?;
+    if config.stage == Part::Joint {
+        progress.say(&match &refiner {
+            Some(refiner) => format!("pseudo-labels are refined with {}", refiner.name()),
+            None => "pseudo-labels are not refined (`--refiner none`); CLOUDS refines them with SAM".into(),
+        });
+    }
+    run.log("data", used(&source, &batches))?;
+    let mut training = CloudsTraining::new(config, &network, batches, refiner)?;
+    let wanted = Wanted {
+        dataset: &config.validation,
+        split: &config.validation_split,
+        steps: config.validation_steps,
+        images: config.validation_images,
+    };
+    training.validation = Validation::new(wanted, &header, search)?;
+    let stage = Stage {
+        run,
+        name: match config.stage {
+            Part::Warmup => "warmup",
+            Part::Joint => "joint",
+        },
+        folder: "",
+        steps: config.steps(),
+        checkpointing_steps: config.checkpointing_steps,
+        keep: 1,
+        identity: identity(config)?,
+        resume,
+        progress,
+        sinks: &tensorboard::sinks(run.path().into()),
+    };
+    stage.train(&mut training)?;
+    if config.stage == Part::Joint {
+        say_cost(training.cost, run, progress)?;
+    }
+    let file = run.path().join(segmenter_file::FILE);
+    Segmenter::save(&file, &header, &training.parameters)?;
+    progress.say(&format!("segmenter: {}", file.display()));
+    Ok(file)
+}
+
+/// The proposer that `choice` names: `none`, or a file of SAM or MobileSAM, whose variant its tensors tell.
+fn open_refiner(choice: &str, batch_statistics: bool) -> Result<Option<Box<dyn MaskProposer>>> {
+    if choice == "none" || choice.is_empty() {
+        return Ok(None);
+    }
+    let source = weights::open(Path::new(choice))?;
+    let shapes = source.shapes();
+    let width = shapes.get("image_encoder.patch_embed.proj.weight").and_then(|shape| shape.first().copied());
+    let tiny = shapes.contains_key("image_encoder.patch_embed.seq.0.c.weight");
+    let config = match (width, tiny) {
+        (Some(768), _) => sam::SamConfig::vit_b(),
+        (Some(1024), _) => sam::SamConfig::vit_l(),
+        (Some(1280), _) => sam::SamConfig::vit_h(),
+        (_, true) => sam::SamConfig::mobile(),
+        _ => {
+            let expected = "weights of SAM (ViT-B, ViT-L, ViT-H) or MobileSAM";
+            return Err(Error::data(choice, expected, "other tensors", "give one of the published files, or `none`"));
+        }
+    };
+    let used = |name: &str| {
+        let unused = name.ends_with("num_batches_tracked") || sam::UNUSED.iter().any(|part| name.starts_with(part));
+        (!unused).then(|| name.to_string())
+    };
+    let builder = Builder::from_source(Renamed::new(source, used), 0).frozen();
+    let sam = Sam::new(&config, &builder)?;
+    builder.finish()?;
+    Ok(Some(Box::new(SamMasks { sam, name: choice.into(), batch_statistics })))
+}
+
+/// Says where the time of a joint training went, and logs it.
+fn say_cost(cost: Cost, run: &RunDir, progress: &dyn Progress) -> Result<()> {
+    let share = |seconds: f64| format!("{seconds:.1} s ({:.0} %)", 100.0 * seconds / cost.steps.max(1e-9));
+    progress.say(&format!(
+        "of {:.1} s in steps, the teacher took {}, the refinement {}",
+        cost.steps,
+        share(cost.teacher),
+        share(cost.refinement)
+    ));
+    let facts = serde_json::json!({ "steps_s": cost.steps, "teacher_s": cost.teacher, "refinement_s": cost.refinement });
+    run.log("cost", facts)
+}
+
+/// Folder of the source and a few generated images, for the report.
+fn used(source: &Dataset, batches: &Batches) -> serde_json::Value {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let images: Vec<PathBuf> = batches.some_generated(LOGGED_IMAGES).iter().map(|path| absolute(path)).collect();
+    serde_json::json!({ "source": absolute(&source.root), "target_images": images })
+}
+
+/// What a checkpoint must share with the run that goes on from it.
+fn identity(config: &TrainConfig) -> Result<BTreeMap<String, serde_json::Value>> {
+    let serde_json::Value::Object(mut values) = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))? else {
+        return Err(Error::Usage("a recipe is a table of values".into()));
+    };
+    for free in [
+        "workers",
+        "checkpointing_steps",
+        "short_side",
+        "validation",
+        "validation_split",
+        "validation_steps",
+        "validation_images",
+    ] {
+        values.remove(free);
+    }
+    Ok(values.into_iter().collect())
+}

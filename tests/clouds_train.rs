@@ -1,0 +1,372 @@
+//! `clouds train`: transforms and optimiser against their references (tests/golden/clouds_train.safetensors, made by
+//! tests/golden/clouds_train.py), and both stages from end to end on drawn streets of 96x64 pixels.
+
+use candle_core::{DType, Device, Tensor};
+use datum::base::progress::{Progress, Silent};
+use datum::base::Result;
+use datum::data::{Search, StreetSet};
+use datum::eval::Inference;
+use datum::io::images::RgbImage;
+use datum::io::weights::{SafetensorsFile, TensorSource};
+use datum::labels::LabelMap;
+use datum::nn::{Builder, Init};
+use datum::systems::clouds::refine::MaskProposer;
+use datum::systems::clouds::train::config::{Part, TrainConfig};
+use datum::systems::clouds::train::{ColorJitter, crop_offsets, groups, nearest, run, run_with, scaled_size};
+use datum::systems::datum::segmenter_file::Segmenter;
+use datum::train::Gradients;
+use datum::train::checkpoint::Resume;
+use datum::train::optim::{AdamW, AdamWConfig};
+use datum::train::run_dir::RunDir;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn golden() -> SafetensorsFile {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clouds_train.safetensors");
+    SafetensorsFile::open(path.as_ref()).unwrap()
+}
+
+fn numbers(file: &SafetensorsFile, name: &str) -> Vec<f64> {
+    let tensor = file.load(name, &Device::Cpu).unwrap();
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn colours_change_as_with_opencv() {
+    let file = golden();
+    let bytes = |name: &str| numbers(&file, name).into_iter().map(|value| value as u8).collect::<Vec<_>>();
+    let size = file.shapes()["jitter.image"].clone();
+    let cases = file.shapes().keys().filter(|name| name.ends_with(".draws")).count();
+    assert_eq!(cases, 8);
+    for case in 0..cases {
+        let draws: Vec<Option<f64>> =
+            numbers(&file, &format!("jitter.{case}.draws")).into_iter().map(|x| Some(x).filter(|x| x.is_finite())).collect();
+        let number = |at: usize| draws[at].map(|value| value as f32);
+        let jitter = ColorJitter {
+            brightness: number(0),
+            contrast_first: draws[1] == Some(1.0),
+            contrast: number(2),
+            saturation: number(3),
+            hue: draws[4].map(|steps| steps as i32),
+        };
+        let mut image = RgbImage { height: size[0], width: size[1], pixels: bytes("jitter.image") };
+        jitter.apply(&mut image);
+        let expected = bytes(&format!("jitter.{case}.image"));
+        let differences = image.pixels.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
+        let (worst, count) = differences.fold((0, 0), |(worst, count), d| (d.max(worst), count + usize::from(d > 0)));
+        println!("jitter {case}: {count} of {} values differ, by {worst} at most", expected.len());
+        assert_eq!(worst, 0, "case {case}: {count} values differ");
+    }
+}
+
+#[test]
+fn labels_are_resized_as_with_pytorch() {
+    let file = golden();
+    let mut cases = 0;
+    for (name, _) in file.shapes() {
+        let Some(sides) = name.strip_prefix("nearest.") else { continue };
+        let (from, to) = sides.split_once('.').map(|(a, b)| (a.parse::<usize>().unwrap(), b.parse::<usize>().unwrap())).unwrap();
+        let expected: Vec<usize> = numbers(&file, &name).into_iter().map(|value| value as usize).collect();
+        // Two maps hold the low and the high digits of their positions.
+        let map = |digit: &dyn Fn(usize) -> usize| LabelMap { height: 1, width: from, ids: (0..from).map(|x| digit(x) as u8).collect() };
+        let (low, high) = (nearest(&map(&|x| x % 200), (1, to)), nearest(&map(&|x| x / 200), (1, to)));
+        let found: Vec<usize> = low.ids.iter().zip(&high.ids).map(|(low, high)| usize::from(*high) * 200 + usize::from(*low)).collect();
+        assert_eq!(found, expected, "{from} to {to}");
+        // The other direction is computed alike.
+        let column = LabelMap { height: from, width: 1, ids: (0..from).map(|x| (x % 200) as u8).collect() };
+        assert_eq!(nearest(&column, (to, 1)).ids, low.ids);
+        cases += 1;
+    }
+    assert_eq!(cases, 10);
+}
+
+#[test]
+fn sizes_and_crops_are_those_of_detectron2() {
+    let rows = numbers(&golden(), "geometry");
+    assert_eq!(rows.len(), 10 * 100);
+    for row in rows.chunks(10) {
+        let pair = |at: usize| (row[at] as usize, row[at + 1] as usize);
+        let (size, draw) = (scaled_size(pair(0), pair(2), row[4]), row[5]);
+        assert_eq!(size, pair(6), "{row:?}");
+        assert_eq!(crop_offsets(size, (768, 768), (draw, draw)), pair(8), "{row:?}");
+    }
+}
+
+#[test]
+fn five_steps_of_the_optimiser_agree_with_pytorch() {
+    let file = golden();
+    let part = |prefix: &str| -> BTreeMap<String, Tensor> {
+        let names = file.shapes().into_keys();
+        names.filter_map(|n| Some((n.strip_prefix(prefix)?.to_string(), file.load(&n, &Device::Cpu).unwrap()))).collect()
+    };
+    let start = part("adamw.start.");
+    let shapes: Vec<(String, Vec<usize>)> = start.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
+    let builder = Builder::from_source(start, 0);
+    shapes.iter().for_each(|(name, shape)| drop(builder.get(shape, name, Init::Zeros).unwrap()));
+    let store = builder.finish().unwrap();
+    let config = TrainConfig::default();
+    let clip = AdamWConfig { max_gradient_norm: Some(config.clip_norm), ..AdamWConfig::default() };
+    let mut optimizer = AdamW::new(groups(&config, &store), clip).unwrap();
+    for step in 0..5 {
+        let gradients: Gradients = part(&format!("adamw.gradient.{step}.")).into_iter().collect();
+        optimizer.step(&gradients, 1e-3).unwrap();
+        let after = part(&format!("adamw.after.{step}."));
+        assert_eq!(after.len(), optimizer.parameters().count());
+        for (name, var) in optimizer.parameters() {
+            let difference = (var.as_tensor() - &after[name]).unwrap().abs().unwrap().max_all().unwrap();
+            let difference = difference.to_scalar::<f32>().unwrap();
+            assert!(difference <= 1e-6, "{name} after step {step}: {difference:e}");
+        }
+    }
+}
+
+/// A folder with `day/` (labelled) and `dusk/`, streets of 96x64 pixels.
+fn streets() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, look, count) in [("day", "day", 12), ("dusk", "dusk", 5)] {
+        let set = StreetSet { count, width: 96, height: 64, look: vec![look.into()], seed: 4 };
+        set.write(&folder.path().join(name), &Silent).unwrap();
+    }
+    folder
+}
+
+const TINY: &str = r#"
+batch_size = 3
+learning_rate = 1e-3
+backbone_multiplier = 1.0
+short_side = 0
+workers = 2
+checkpointing_steps = 2
+crop = { height = 64, width = 96 }
+sam = { min_area = 40 }
+teacher = { period = 2, alpha = 0.9 }
+loss = { points = 64 }
+[model]
+backbone = "convnext"
+depths = [1, 1, 1, 1]
+widths = [8, 12, 16, 20]
+freeze_backbone = false
+width = 32
+num_queries = 20
+heads = 2
+encoder_layers = 1
+encoder_feedforward = 32
+decoder_layers = 2
+dim_feedforward = 32
+[data]
+initial_size = { height = 64, width = 96 }
+generated_factor = 3.0
+"#;
+
+fn config(folder: &Path, stage: Part, iterations: u64) -> TrainConfig {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let joint = stage == Part::Joint;
+    TrainConfig {
+        stage,
+        iterations,
+        source: format!("street={}", path("day")),
+        generated: if joint { path("dusk") } else { String::new() },
+        init: if joint { path("warm") } else { String::new() },
+        ..toml::from_str(TINY).unwrap()
+    }
+}
+
+fn nowhere() -> Search {
+    Search { folders: Vec::new() }
+}
+
+fn warm(folder: &Path) -> PathBuf {
+    let output = folder.join("warm");
+    let dir = RunDir::create(Some(&output), folder, "train").unwrap();
+    run(&config(folder, Part::Warmup, 2), &dir, None, &nowhere(), &Silent).unwrap()
+}
+
+/// Proposes the columns around the first point.
+struct Columns;
+
+impl MaskProposer for Columns {
+    fn name(&self) -> String {
+        "columns".into()
+    }
+
+    fn masks(&self, image: &RgbImage, points: &[Vec<(usize, usize)>], _: bool) -> Result<Vec<Vec<bool>>> {
+        let near = |points: &Vec<(usize, usize)>| {
+            (0..image.height * image.width).map(|at| (at % image.width).abs_diff(points[0].0) < 6).collect()
+        };
+        Ok(points.iter().map(near).collect())
+    }
+}
+
+/// Copies the run to another folder as soon as a step begins to be shown.
+struct CopyAt {
+    step: u64,
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl Progress for CopyAt {
+    fn stage(&self, _: &str, _: u64, _: u64) {}
+    fn step(&self, done: u64, _: &str) {
+        if done != self.step {
+            return;
+        }
+        for entry in walkdir::WalkDir::new(&self.from) {
+            let entry = entry.unwrap();
+            let target = self.to.join(entry.path().strip_prefix(&self.from).unwrap());
+            match entry.file_type().is_dir() {
+                true => std::fs::create_dir_all(target).unwrap(),
+                false => drop(std::fs::copy(entry.path(), target).unwrap()),
+            }
+        }
+    }
+    fn end(&self) {}
+    fn say(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
+}
+
+/// Lines of `metrics.jsonl` without times.
+fn metrics(run: &Path) -> Vec<BTreeMap<String, serde_json::Value>> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let mut lines: Vec<BTreeMap<String, serde_json::Value>> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines.iter_mut().for_each(|line| line.retain(|name, _| !name.starts_with("seconds.")));
+    lines
+}
+
+#[test]
+fn a_resumed_joint_training_ends_with_the_same_bits() {
+    let folder = streets();
+    let folder = folder.path();
+    warm(folder);
+    let config = config(folder, Part::Joint, 5);
+    let (whole, copy) = (folder.join("joint"), folder.join("copy"));
+    let train = |dir: &RunDir, resume: Option<&Resume>, progress: &dyn Progress| {
+        run_with(&config, Some(Box::new(Columns)), dir, resume, &nowhere(), progress).unwrap()
+    };
+    let dir = RunDir::create(Some(&whole), folder, "train").unwrap();
+    dir.write_recipe("").unwrap();
+    // The checkpoint of step 2 is there when step 3 is shown; the teacher moves before steps 2 and 4.
+    train(&dir, None, &CopyAt { step: 3, from: whole.clone(), to: copy.clone() });
+    assert!(!copy.join("segmenter.safetensors").exists());
+    let resumed = RunDir::open(&copy).unwrap();
+    train(&resumed, Some(&Resume::Latest), &Silent);
+    let bytes = |run: &Path, file: &str| std::fs::read(run.join(file)).unwrap();
+    for file in ["segmenter", "checkpoints/step-000005/weights", "checkpoints/step-000005/optimizer", "checkpoints/step-000005/teacher"]
+    {
+        let file = format!("{file}.safetensors");
+        assert!(bytes(&whole, &file) == bytes(&copy, &file), "{file}");
+    }
+    assert_eq!(metrics(&whole), metrics(&copy));
+    // All that is promised is there, and the teacher is neither the student nor where it started.
+    let log = std::fs::read_to_string(whole.join("log.jsonl")).unwrap();
+    assert!(log.contains("\"refinement_s\""), "{log}");
+    let all = metrics(&whole);
+    assert!(all.iter().any(|line| line["generated_images"].as_f64() > Some(0.0)), "{all:?}");
+    let name = "sem_seg_head.predictor.mask_embed.layers.0.weight";
+    let weight = |path: &Path| -> Vec<f32> {
+        SafetensorsFile::open(path).unwrap().load(name, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let teacher = weight(&whole.join("checkpoints/step-000005/teacher.safetensors"));
+    assert!(teacher != weight(&whole.join("segmenter.safetensors")) && teacher != weight(&folder.join("warm/segmenter.safetensors")));
+}
+
+#[test]
+fn the_segmenter_sees_pictures_of_any_size() {
+    let folder = streets();
+    let segmenter = Segmenter::open(&warm(folder.path())).unwrap();
+    for (height, width) in [(64, 96), (37, 101)] {
+        let image = RgbImage { height, width, pixels: (0..3 * height * width).map(|i| (i % 251) as u8).collect() };
+        let evaluator = segmenter.evaluator(Inference::Whole);
+        let map = evaluator.predict(&image, &|images| segmenter.scores(images)).unwrap();
+        assert_eq!((map.height, map.width), (height, width));
+        assert!(map.ids.iter().all(|id| *id < 19));
+    }
+    let mut evaluator = segmenter.evaluator(Inference::Whole);
+    evaluator.resize = Some(datum::eval::Resize::ShortSide(50));
+    let image = RgbImage { height: 64, width: 96, pixels: vec![90; 3 * 64 * 96] };
+    let seen = |images: &Tensor| {
+        assert_eq!(images.dims(), [1, 3, 50, 75]);
+        segmenter.scores(images)
+    };
+    evaluator.predict(&image, &seen).unwrap();
+}
+
+/// The program with the words of `line`; its exit code, standard output and standard error.
+fn clouds(folder: &Path, line: &str) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_clouds"));
+    command.env_clear().current_dir(folder).env("RAYON_NUM_THREADS", "2").env("HOME", folder);
+    let output = command.args(line.split_whitespace()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    assert!(!stderr.contains("panicked at"), "{stderr}");
+    (output.status.code().unwrap(), stdout, stderr)
+}
+
+#[test]
+fn both_stages_and_what_follows_from_the_command_line() {
+    let folder = streets();
+    let folder = folder.path();
+    std::fs::write(folder.join("tiny.toml"), TINY).unwrap();
+    let ok = |line: &str| {
+        let (code, stdout, stderr) = clouds(folder, line);
+        assert_eq!(code, 0, "clouds {line}\n{stderr}");
+        (stdout, stderr)
+    };
+    ok("train --recipe tiny.toml --source street=day --iterations 2 --output warm --validation street=day --validation-steps 2");
+    assert!(metrics(&folder.join("warm"))[1].contains_key("validation.mIoU"));
+    let recipe = std::fs::read_to_string(folder.join("warm/recipe.toml")).unwrap();
+    for part in ["schedule = \"constant\"  # recipe clouds-gta", "iterations = 2  # `--iterations`", "batch_size = 3  # recipe tiny.toml"] {
+        assert!(recipe.contains(part), "{part}\n{recipe}");
+    }
+    let joint = "train --recipe tiny.toml --stage joint --source street=day --generated dusk --init warm --iterations 2";
+    let (stdout, stderr) = ok(&format!("{joint} --output joint"));
+    assert!(stdout.contains("segmenter.safetensors"), "{stdout}");
+    for part in ["generated: 5 images", "not refined", "the teacher took"] {
+        assert!(stderr.contains(part), "{part}\n{stderr}");
+    }
+    let (scores, _) = ok("evaluate --checkpoint joint --dataset street=day --json");
+    let scores: serde_json::Value = serde_json::from_str(&scores).unwrap();
+    assert!(scores["mIoU"].is_f64() && scores["classes"].as_array().unwrap().len() == 19, "{scores}");
+    ok("predict --checkpoint joint/segmenter.safetensors dusk/images --output seen --format train-ids");
+    assert_eq!(std::fs::read_dir(folder.join("seen")).unwrap().count(), 5);
+    ok(&format!("{joint} --output joint --resume latest"));
+}
+
+#[test]
+fn wrong_inputs_are_one_clear_error() {
+    let folder = streets();
+    let folder = folder.path();
+    std::fs::write(folder.join("tiny.toml"), TINY).unwrap();
+    warm(folder);
+    let small = StreetSet { count: 2, width: 64, height: 64, ..StreetSet::default() };
+    small.write(&folder.join("small"), &Silent).unwrap();
+    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clouds_train.safetensors");
+    std::fs::copy(other, folder.join("other.safetensors")).unwrap();
+    let tiny = "train --recipe tiny.toml --source street=day --output out";
+    let joint = format!("{tiny} --stage joint --init warm");
+    for (line, code, parts) in [
+        ("train --output out --set model.freeze_backbone=false".to_string(), 3, &["data set `gta`", "DATUM_DATASETS"][..]),
+        ("train --source street=day --output out".into(), 2, &["--backbone-weights FILE", "clouds-nano"]),
+        (format!("{tiny} --stage joint --generated dusk"), 2, &["starts from a warm-up", "--init RUN"]),
+        (joint.clone(), 2, &["generated images", "--generated FOLDER"]),
+        (format!("{tiny} --generated dusk"), 2, &["source images only", "--stage joint"]),
+        (format!("{joint} --generated nothing"), 3, &["a folder of generated images", "nothing", "clouds generate"]),
+        (format!("{joint} --generated small"), 3, &["generated images of 96x64", "2 of another size, such as 64x64", "crop.width=64"]),
+        (format!("{tiny} --stage joint --generated dusk --init gone"), 3, &["gone", "check the path"]),
+        (format!("{joint} --generated dusk --set model.num_queries=21"), 3, &["\"queries\":21", "\"queries\":20"]),
+        (format!("{joint} --generated dusk --refiner other.safetensors"), 3, &["weights of SAM", "other tensors"]),
+        (format!("{tiny} --init other.safetensors"), 3, &["segmenter written by", "weights of another kind"]),
+        (format!("{tiny} --init warm/checkpoints/step-000002/weights.safetensors"), 3, &["width 32", "heads", "a run of `clouds train`"]),
+        (format!("{tiny} --set crop.width=100"), 2, &["crop 100x64", "multiples of 32"]),
+        (format!("{tiny} --set data.initial_size.hight=64"), 2, &["hight", "height"]),
+        (format!("{tiny} --stage cold"), 2, &["cold", "warmup"]),
+    ] {
+        let (found, stdout, stderr) = clouds(folder, &line);
+        assert_eq!(found, code, "clouds {line}\n{stderr}");
+        assert_eq!(stdout, "", "clouds {line}");
+        for part in parts {
+            assert!(stderr.contains(part), "clouds {line}: `{part}` is not in\n{stderr}");
+        }
+    }
+}
