@@ -4,8 +4,13 @@
 //! sees on them.
 
 pub mod answers;
+pub mod automatic_masks;
 pub mod collection;
 pub mod config;
 pub mod prompts;
 pub mod refine;
+pub mod refiner;
+pub mod regions;
+pub mod run_lengths;
 pub mod sam_masks;
+pub mod segments;
