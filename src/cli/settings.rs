@@ -28,7 +28,7 @@ const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Verbs with a table of their own in recipes.
-const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street", "demo", "prompts"];
+const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street", "demo", "prompts", "refine", "masks"];
 
 /// Folder of numbered runs.
 pub const RUNS: &str = "runs";

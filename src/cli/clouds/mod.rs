@@ -1,10 +1,14 @@
 //! The `clouds` program: its own verbs, and those it shares with `datum`.
 
+mod masks;
 mod prompts;
+mod refine;
 
-use super::{evaluate, generate, predict};
+use super::{common::RunArgs, evaluate, generate, predict, settings};
 use crate::base::Result;
+use crate::train::run_dir::RunDir;
 use clap::{Parser, Subcommand};
+use std::path::Path;
 
 /// Recipe below all others of `clouds generate`.
 const GENERATE_RECIPE: &str = "clouds-sd2";
@@ -30,6 +34,8 @@ enum Verb {
                             clouds generate --model runs/small/model --count 200"
     )]
     Generate(Box<generate::GenerateArgs>),
+    Refine(refine::RefineArgs),
+    Masks(masks::MasksArgs),
     #[command(after_help = "Examples:\n  clouds evaluate --checkpoint runs/adapted --dataset cityscapes\n  \
                             clouds evaluate --predictions ids --dataset bdd100k --split val --json")]
     Evaluate(evaluate::EvaluateArgs),
@@ -42,8 +48,18 @@ pub(super) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Prompts(args) => prompts::run(args),
         Verb::Generate(args) => generate::run_over(Some(GENERATE_RECIPE), *args),
+        Verb::Refine(args) => refine::run(args),
+        Verb::Masks(args) => masks::run(args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
+    }
+}
+
+/// The folder of `--output`, where a run may have begun, or else a new numbered one: these verbs go on by themselves.
+fn run_folder(label: &str, run: &RunArgs) -> Result<RunDir> {
+    match &run.output {
+        Some(folder) if folder.join("recipe.toml").is_file() => RunDir::open(folder),
+        output => RunDir::create(output.as_deref(), Path::new(settings::RUNS), label),
     }
 }
 
