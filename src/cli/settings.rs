@@ -32,7 +32,8 @@ const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Verbs with a table of their own in recipes.
-const VERBS: &[&str] = &["pretrain", "personalize", "generate", "adapt", "render-street", "demo", "prompts", "train"];
+const VERBS: &[&str] =
+    &["pretrain", "personalize", "generate", "adapt", "render-street", "demo", "prompts", "train", "refine", "masks"];
 
 /// Folder of numbered runs.
 pub const RUNS: &str = "runs";

@@ -80,12 +80,7 @@ impl Dataset {
     /// # Errors
     /// [`Error::Data`] for unknown names, broken descriptors and roots that don't exist.
     pub fn open(spec: &str, search: &Search) -> Result<Self> {
-        let find = |name: &str| -> Result<Option<Descriptor>> {
-            match name.ends_with(".toml") {
-                true => Descriptor::from_file(Path::new(name), search).map(Some),
-                false => Descriptor::named(name, search),
-            }
-        };
+        let find = |name: &str| find(name, search);
         let folder = Path::new(spec);
         if let Some((name, root)) = spec.split_once('=').filter(|_| !folder.is_dir()) {
             let descriptor = find(name)?.ok_or_else(|| unknown(name, search))?;
@@ -100,6 +95,19 @@ impl Dataset {
                 Err(Error::data(folder, "a folder of images or a dataset `.toml`", found, next))
             }
             None => Err(unknown(spec, search)),
+        }
+    }
+
+    /// The classes of a data set, by its name or TOML file; its pictures need not be there.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for unknown names, broken descriptors and data sets without classes.
+    pub fn class_table(spec: &str, search: &Search) -> Result<Classes> {
+        let descriptor = find(spec, search)?.ok_or_else(|| unknown(spec, search))?;
+        let classes = descriptor.classes()?;
+        match classes.is_empty() {
+            true => Err(descriptor.wrong("`classes`", "none", "list them, in train-id order")),
+            false => Ok(classes),
         }
     }
 
@@ -391,6 +399,14 @@ fn default_root(name: &str, descriptor: &Descriptor, images: &ImageGlob, search:
         let expected = format!("the root folder of data set `{name}` with `{}`", images.pattern);
         Error::data(named.last().cloned().unwrap_or_default(), expected, format!("none (tried {tried})"), next)
     })
+}
+
+/// The descriptor of a name or TOML file.
+fn find(name: &str, search: &Search) -> Result<Option<Descriptor>> {
+    match name.ends_with(".toml") {
+        true => Descriptor::from_file(Path::new(name), search).map(Some),
+        false => Descriptor::named(name, search),
+    }
 }
 
 fn unknown(name: &str, search: &Search) -> Error {

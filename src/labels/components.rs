@@ -6,6 +6,16 @@
 /// # Shapes
 /// `mask` height · `width` values, row-major
 pub fn components(mask: &[bool], width: usize) -> Vec<Vec<usize>> {
+    regions(mask, width, &[(0, -1), (-1, 0), (1, 0), (0, 1)])
+}
+
+/// Like [`components`], where pixels also touch at their corners (8-connectivity).
+pub fn touching(mask: &[bool], width: usize) -> Vec<Vec<usize>> {
+    regions(mask, width, &[(-1, -1), (0, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (0, 1), (1, 1)])
+}
+
+/// `neighbours` as steps (x, y).
+fn regions(mask: &[bool], width: usize, neighbours: &[(isize, isize)]) -> Vec<Vec<usize>> {
     let mut seen = vec![false; mask.len()];
     let mut found = Vec::new();
     for first in 0..mask.len() {
@@ -17,11 +27,11 @@ pub fn components(mask: &[bool], width: usize) -> Vec<Vec<usize>> {
         let mut next = 0;
         while let Some(&at) = region.get(next) {
             next += 1;
-            let x = at % width;
-            let sides =
-                [(x > 0, at.wrapping_sub(1)), (x + 1 < width, at + 1), (at >= width, at.wrapping_sub(width)), (true, at + width)];
-            for (inside, side) in sides {
-                if inside && side < mask.len() && mask[side] && !seen[side] {
+            for (right, down) in neighbours {
+                let Some(x) = (at % width).checked_add_signed(*right).filter(|x| *x < width) else { continue };
+                let Some(y) = (at / width).checked_add_signed(*down) else { continue };
+                let side = y * width + x;
+                if side < mask.len() && mask[side] && !seen[side] {
                     seen[side] = true;
                     region.push(side);
                 }
@@ -64,6 +74,8 @@ mod tests {
         assert_eq!(components(&mask, width), [vec![0, 4], vec![3, 6, 7, 11, 15], vec![9]]);
         assert!(components(&[false; 6], 3).is_empty() && components(&[], 3).is_empty());
         assert_eq!(components(&[true; 6], 3), [vec![0, 1, 2, 3, 4, 5]]);
+        assert_eq!(touching(&mask, width), [vec![0, 3, 4, 6, 7, 9, 11, 15]]);
+        assert_eq!(touching(&[true, false, false, false, true, false], 2), [vec![0], vec![4]]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod label_map;
 mod overlay;
 
 pub use classes::Classes;
-pub use components::{components, erode};
+pub use components::{components, erode, touching};
 pub use id_map::{IdMap, list_ids};
 pub use label_map::{IGNORE, LabelMap};
 pub use overlay::{colorize, overlay};

@@ -20,14 +20,16 @@ impl ProjectedAttention {
         Self { query, key, value, out, heads, scale: 1.0 / ((inner / heads) as f32).sqrt() }
     }
 
-    /// `causal` hides later keys from earlier queries.
+    /// `causal` hides later keys from earlier queries. Queries that all images share are projected once.
     ///
     /// # Shapes
-    /// `q` (B, N, C), `k` and `v` (B, M, D) → (B, N, C)
+    /// `q` (B or 1, N, C), `k` and `v` (B, M, D) → (B, N, C)
     pub(crate) fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result<Tensor> {
         let q = split_heads(&self.query.forward(q)?, self.heads)?; // (B, heads, N, d)
         let k = split_heads(&self.key.forward(k)?, self.heads)?;
         let v = split_heads(&self.value.forward(v)?, self.heads)?;
+        let (_, heads, queries, dim) = q.dims4()?;
+        let q = if q.dim(0)? == k.dim(0)? { q } else { q.broadcast_as((k.dim(0)?, heads, queries, dim))? };
         self.out.forward(&join_heads(&attention(&q, &k, &v, self.scale, causal)?)?)
     }
 }

@@ -13,65 +13,30 @@ from functools import partial
 
 import numpy as np
 import torch
+from fill import image, put_fill, summary, uniform
 from mobile_sam.modeling.tiny_vit_sam import LayerNorm2d, TinyViT
 from mobile_sam.build_sam import build_sam_vit_t
 from safetensors.torch import save_file
-from segment_anything import SamPredictor, build_sam_vit_b
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor, build_sam_vit_b
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DIM, SIZE, GRID = 32, 80, 5
 TINY_SIZE, TINY_GRID = 112, 7
+# Settings of the automatic masks; the scores of random networks lie elsewhere than those of trained ones.
+AUTOMATIC = {
+    "whole": dict(pred_iou_thresh=0.02, stability_score_thresh=0.8, box_nms_thresh=0.97),
+    "crops": dict(
+        pred_iou_thresh=0.0, stability_score_thresh=0.5, box_nms_thresh=0.9, crop_n_layers=1, crop_n_points_downscale_factor=2
+    ),
+    "clean": dict(pred_iou_thresh=0.0, stability_score_thresh=0.5, box_nms_thresh=0.97, min_mask_region_area=300),
+}  # fmt: skip
 
-
-def uniform(name, shape):
-    h = 0x811C9DC5
-    for byte in name.encode():
-        h = ((h ^ byte) * 0x01000193) & 0xFFFFFFFF
-    i = np.arange(int(np.prod(shape)), dtype=np.uint64)
-    x = (h + i * 0x9E3779B9) & 0xFFFFFFFF
-    x ^= x >> 16
-    x = (x * 0x85EBCA6B) & 0xFFFFFFFF
-    x ^= x >> 13
-    x = (x * 0xC2B2AE35) & 0xFFFFFFFF
-    x ^= x >> 16
-    return (x / 2.0**32).reshape(shape)
-
-
-def fill(name, shape):
-    u = uniform(name, shape)
-    v = 2 * u - 1
-    if name.endswith("running_var"):
-        v = 1 + 0.5 * u
-    elif name.endswith("running_mean"):
-        v = 0.1 * v
-    elif len(shape) >= 2:
-        v = v * np.sqrt(3 / np.prod(shape[1:]))
-    elif name.endswith(".weight"):
-        v = 1 + 0.1 * v
-    else:
-        v = 0.1 * v
-    return torch.tensor(v.astype(np.float32))
-
-
-def image(name, shape):
-    return torch.tensor((2 * (2 * uniform(name, shape) - 1)).astype(np.float32))
-
-
-def summary(name, tensor):
-    flat = tensor.detach().double().flatten()
-    n = flat.numel()
-    dot = (flat * image(name, (n,)).double()).sum()
-    picked = flat[[i * (n - 1) // 15 for i in range(16)]]
-    return torch.cat([flat.norm()[None], flat.abs().max()[None], dot[None], picked]).float()
 
 
 def filled(module, prefix):
     module.train()
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.copy_(fill(f"{prefix}{name}", tuple(tensor.shape)))
+    put_fill(module, prefix)
     return module.eval()
 
 
@@ -116,6 +81,39 @@ def predict(results, sam):
         results[f"predict/{name}"] = masks[rows, best].to(torch.uint8).contiguous()
         results[f"predict/{name}_best"] = torch.stack([best.float(), quality[rows, best]])
         mask_input = low[rows, best][:, None]
+    # Boxes alone, and boxes with two points inside and one outside.
+    corners = torch.tensor(uniform("corners", (7, 4)) * [32, 24, 32, 24] + [0, 0, 32, 24])
+    boxes = predictor.transform.apply_boxes_torch(corners, (48, 64))
+    labels = torch.tensor([[1, 1, 0]] * 7)
+    for name, given in (("boxes", (None, None)), ("both", (coordinates[:, :3], labels))):
+        masks, quality, _ = predictor.predict_torch(*given, boxes=boxes, multimask_output=True)
+        best = quality.argmax(dim=1)
+        results[f"predict/{name}"] = masks[rows, best].to(torch.uint8).contiguous()
+        results[f"predict/{name}_best"] = torch.stack([best.float(), quality[rows, best]])
+
+
+def automatic(results, sam):
+    """Everything in a picture of 240x300 pixels: flat squares of 30x30."""
+    squares = (256 * uniform("squares", (8, 10, 3))).astype(np.uint8)
+    picture = squares.repeat(30, axis=0).repeat(30, axis=1)
+    # One channel becomes a constant that lowers all logits, so that masks are small enough to lie within crops.
+    decoder = sam.mask_decoder
+    decoder.output_upscaling[3].weight[:, 0] = 0
+    decoder.output_upscaling[3].bias[0] = 1
+    for mlp in decoder.output_hypernetworks_mlps:
+        mlp.layers[2].weight[0] = 0
+        mlp.layers[2].bias[0] = -0.3
+    for name, settings in AUTOMATIC.items():
+        found = SamAutomaticMaskGenerator(sam, points_per_side=9, stability_score_offset=0.01, **settings).generate(picture)
+        masks = np.stack([one["segmentation"] for one in found])
+        # Every 40th pixel and the area tell masks apart.
+        results[f"{name}/masks"] = torch.tensor(masks.reshape(len(found), -1)[:, ::40].astype(np.uint8))
+        numbers = [
+            [one["area"], *one["bbox"], *one["crop_box"], *one["point_coords"][0], one["predicted_iou"], one["stability_score"]]
+            for one in found
+        ]
+        results[f"{name}/numbers"] = torch.tensor(numbers, dtype=torch.float32)
+        print(name, len(found), "masks,", len({tuple(one["crop_box"]) for one in found}), "crops")
 
 
 @torch.no_grad()
@@ -132,7 +130,9 @@ def small():
     decoder = MaskDecoder(transformer_dim=DIM, transformer=transformer, iou_head_depth=3, iou_head_hidden_dim=24)
     decode(results, filled(prompts, "prompt_encoder."), filled(decoder, "mask_decoder."), embedding)
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    predict(results, Sam(vit, prompts, decoder, pixel_mean=mean, pixel_std=std).eval())
+    sam = Sam(vit, prompts, decoder, pixel_mean=mean, pixel_std=std).eval()
+    predict(results, sam)
+    automatic(results, sam)
 
     tiny = TinyViT(
         img_size=TINY_SIZE, num_classes=0, embed_dims=[16, 24, 32, 320], depths=[1, 2, 1, 1], num_heads=[1, 2, 4, 10],

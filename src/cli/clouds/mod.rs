@@ -1,11 +1,15 @@
 //! The `clouds` program: its own verbs, and those it shares with `datum`.
 
+mod masks;
 mod prompts;
+mod refine;
 mod train;
 
-use super::{doctor, evaluate, generate, manual, predict};
+use super::{common::RunArgs, doctor, evaluate, generate, manual, predict, settings};
 use crate::base::Result;
+use crate::train::run_dir::RunDir;
 use clap::{CommandFactory, Parser, Subcommand};
+use std::path::Path;
 
 /// Recipe below all others of `clouds generate`.
 const GENERATE_RECIPE: &str = "clouds-sd2";
@@ -32,6 +36,8 @@ enum Verb {
     )]
     Generate(Box<generate::GenerateArgs>),
     Train(Box<train::TrainArgs>),
+    Refine(refine::RefineArgs),
+    Masks(masks::MasksArgs),
     #[command(after_help = "Examples:\n  clouds evaluate --checkpoint runs/adapted --dataset cityscapes\n  \
                             clouds evaluate --predictions ids --dataset bdd100k --split val --json")]
     Evaluate(evaluate::EvaluateArgs),
@@ -51,11 +57,21 @@ pub(super) fn run(cli: Cli) -> Result<()> {
         Verb::Prompts(args) => prompts::run(args),
         Verb::Generate(args) => generate::run_over(Some(GENERATE_RECIPE), *args),
         Verb::Train(args) => train::run(*args),
+        Verb::Refine(args) => refine::run(args),
+        Verb::Masks(args) => masks::run(args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions(args) => manual::completions(&args, Cli::command()),
         Verb::Man(args) => manual::man(&args, Cli::command()),
+    }
+}
+
+/// The folder of `--output`, where a run may have begun, or else a new numbered one: these verbs go on by themselves.
+fn run_folder(label: &str, run: &RunArgs) -> Result<RunDir> {
+    match &run.output {
+        Some(folder) if folder.join("recipe.toml").is_file() => RunDir::open(folder),
+        output => RunDir::create(output.as_deref(), Path::new(settings::RUNS), label),
     }
 }
 

@@ -6,10 +6,8 @@ use crate::cli::common::{ComputeArgs, DisplayArgs, RunArgs};
 use crate::cli::settings;
 use crate::systems::clouds::config::PromptsConfig;
 use crate::systems::clouds::prompts;
-use crate::train::run_dir::RunDir;
 use clap::Args;
 use serde::Serialize;
-use std::path::Path;
 
 /// Variable that holds the key for a server.
 const KEY: &str = "OPENAI_API_KEY";
@@ -67,10 +65,7 @@ pub(super) fn run(args: PromptsArgs) -> Result<()> {
     config.validate()?;
     let progress = args.display.progress();
     let writer = config.llm.split(':').next().unwrap_or_default();
-    let run = match &args.run.output {
-        Some(folder) if folder.join("recipe.toml").is_file() => RunDir::open(folder)?,
-        output => RunDir::create(output.as_deref(), Path::new(settings::RUNS), &format!("prompts_{writer}"))?,
-    };
+    let run = super::run_folder(&format!("prompts_{writer}"), &args.run)?;
     settings::record(&run, &resolved, &[&config.grammar])?;
     let key = std::env::var(KEY).ok().map(|key| key.trim().to_string()).filter(|key| !key.is_empty());
     let written = run.timed("prompts", || prompts::run(config, &run, key, &progress)).map_err(|error| match error {

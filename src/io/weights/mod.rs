@@ -109,7 +109,7 @@ impl TensorSource for Box<dyn TensorSource> {
 }
 
 /// What a source holds, for messages: `12 tensors such as …`.
-fn sample<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> String {
+pub fn sample<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> String {
     let mut names = names.into_iter();
     match names.next() {
         Some(first) => format!("{} tensors such as `{}`", 1 + names.count(), first.as_ref()),

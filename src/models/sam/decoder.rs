@@ -10,6 +10,9 @@ use candle_core::{Result as TensorResult, Tensor};
 /// Masks of every answer: one for a clear prompt, three for an ambiguous one.
 const MASKS: usize = 4;
 
+/// Prompts whose images are enlarged at once, which takes most memory. Never changes a result.
+const ENLARGED: usize = 16;
+
 /// Sizes of the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecoderConfig {
@@ -29,6 +32,16 @@ fn attention(dim: usize, heads: usize, shrink: usize, builder: &Builder) -> Resu
     let into = |name: &str| Linear::new(dim, inner, &builder.pp(name));
     let layers = [into("q_proj")?, into("k_proj")?, into("v_proj")?, Linear::new(inner, dim, &builder.pp("out_proj"))?];
     Ok(ProjectedAttention::new(layers, inner, heads))
+}
+
+/// What tokens (B, N, C) see on the images (B or 1, h·w, C); one that all prompts share is projected once.
+fn look(attention: &ProjectedAttention, tokens: &Tensor, keys: &Tensor, values: &Tensor) -> TensorResult<Tensor> {
+    let (batch, count, dim) = tokens.dims3()?;
+    if keys.dim(0)? == batch {
+        return attention.forward(tokens, keys, values, false);
+    }
+    let together = tokens.reshape((1, batch * count, dim))?;
+    attention.forward(&together, keys, values, false)?.reshape((batch, count, dim))
 }
 
 /// Tokens look at each other, then at the image; then the image looks at the tokens.
@@ -56,7 +69,7 @@ impl TwoWayLayer {
         })
     }
 
-    /// `tokens` (B, N, C), `image` (B, h·w, C), each with its positions → the same two.
+    /// `tokens` (B, N, C), `image` (B or 1, h·w, C), each with its positions → the same two, for each prompt.
     fn forward(
         &self,
         tokens: &Tensor,
@@ -73,11 +86,11 @@ impl TwoWayLayer {
         };
         let tokens = self.norms[0].forward(&tokens)?;
         let keys = image.broadcast_add(image_places)?;
-        let seen = self.to_image.forward(&(&tokens + token_places)?, &keys, image, false)?;
+        let seen = look(&self.to_image, &(&tokens + token_places)?, &keys, image)?;
         let tokens = self.norms[1].forward(&(tokens + seen)?)?;
         let tokens = self.norms[2].forward(&(&tokens + self.mlp.forward(&tokens)?)?)?;
         let told = self.from_image.forward(&keys, &(&tokens + token_places)?, &tokens, false)?;
-        let image = self.norms[3].forward(&(image + told)?)?;
+        let image = self.norms[3].forward(&image.broadcast_add(&told)?)?;
         Ok((tokens, image))
     }
 }
@@ -164,21 +177,33 @@ impl MaskDecoder {
         let grid = (embedding.dim(2)?, embedding.dim(3)?);
         let own = Tensor::cat(&self.own, 0)?.unsqueeze(0)?.broadcast_as((batch, MASKS + 1, dim))?;
         let token_places = Tensor::cat(&[&own.contiguous()?, prompts], 1)?;
-        let image = map_to_tokens(&embedding.broadcast_add(dense)?)?;
-        let mut image = image.broadcast_as((batch, grid.0 * grid.1, dim))?.contiguous()?;
+        // Without mask prompts all prompts see the same image until the first layer has told it of them.
+        let mut image = map_to_tokens(&embedding.broadcast_add(dense)?)?; // (B or 1, h·w, C)
         let mut tokens = token_places.clone();
         for layer in &self.layers {
             (tokens, image) = layer.forward(&tokens, &image, &token_places, places)?;
         }
         let keys = image.broadcast_add(places)?;
-        let seen = self.last.forward(&(&tokens + &token_places)?, &keys, &image, false)?;
+        let seen = look(&self.last, &(&tokens + &token_places)?, &keys, &image)?;
+        drop(keys);
         let tokens = self.last_norm.forward(&(tokens + seen)?)?;
         let quality = self.quality.forward(&tokens.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?;
-        let map = self.double[0].forward(&tokens_to_map(&image, grid)?)?;
-        let map = gelu(&self.double[1].forward(&gelu(&self.norm.forward(&map)?)?)?)?; // (B, C/8, 4g, 4g)
         let filter = |(i, mlp): (usize, &Mlp)| mlp.forward(&tokens.narrow(1, 1 + i, 1)?.contiguous()?); // (B, 1, C/8)
         let filters = self.filters.iter().enumerate().map(filter).collect::<TensorResult<Vec<_>>>()?;
-        let masks = Tensor::cat(&filters, 1)?.matmul(&map.flatten_from(2)?.contiguous()?)?;
-        Ok((masks.reshape((batch, MASKS, 4 * grid.0, 4 * grid.1))?, quality))
+        let filters = Tensor::cat(&filters, 1)?;
+        let piece = |start: usize| {
+            let count = ENLARGED.min(batch - start);
+            self.masks(&image.narrow(0, start, count)?, grid, &filters.narrow(0, start, count)?)
+        };
+        let masks = (0..batch).step_by(ENLARGED).map(piece).collect::<TensorResult<Vec<_>>>()?;
+        Ok((Tensor::cat(&masks, 0)?, quality))
+    }
+
+    /// Enlarges the images and applies the filters of each: (B, h·w, C) and (B, 4, C/8) → (B, 4, 4h, 4w).
+    fn masks(&self, image: &Tensor, grid: (usize, usize), filters: &Tensor) -> TensorResult<Tensor> {
+        let map = self.double[0].forward(&tokens_to_map(image, grid)?)?;
+        let map = gelu(&self.double[1].forward(&gelu(&self.norm.forward(&map)?)?)?)?; // (B, C/8, 4h, 4w)
+        let masks = filters.contiguous()?.matmul(&map.flatten_from(2)?.contiguous()?)?;
+        masks.reshape((filters.dim(0)?, MASKS, 4 * grid.0, 4 * grid.1))
     }
 }

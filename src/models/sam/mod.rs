@@ -20,6 +20,7 @@ use crate::nn::{Builder, Pass};
 use candle_core::{Result as TensorResult, Tensor, bail};
 use decoder::MaskDecoder;
 use prompt::PromptEncoder;
+use std::collections::BTreeMap;
 use tiny_vit::TinyVit;
 use vit::{PATCH, Vit};
 
@@ -30,8 +31,8 @@ pub const MASK_THRESHOLD: f32 = 0.0;
 /// Names in MobileSAM's file that belong to its classifier or only count batches.
 pub const UNUSED: [&str; 2] = ["image_encoder.norm_head", "image_encoder.head"];
 
-/// Prompts that are decoded at once: each needs a few copies of the embedding. Never changes a result.
-const CHUNK: usize = 32;
+/// Prompts that are decoded at once. Never changes a result.
+const CHUNK: usize = 256;
 
 /// Which image encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +81,44 @@ impl SamConfig {
     /// `sam_vit_h_4b8939.pth`.
     pub fn vit_h() -> Self {
         Self::vit(1280, 32, 16, [7, 15, 23, 31])
+    }
+
+    /// The model that a checkpoint with tensors of these names and shapes holds; none for other files. Attention heads of the
+    /// decoder and all of TinyViT are taken to be the published ones; strict loading tells where they are not.
+    pub fn of_shapes(shapes: &BTreeMap<String, Vec<usize>>) -> Option<Self> {
+        let size = |name: &str, axis: usize| shapes.get(name)?.get(axis).copied().filter(|size| *size > 0);
+        let count = |prefix: &str| (0..).take_while(|i| shapes.contains_key(&format!("{prefix}.{i}.norm1.weight"))).count();
+        let decoder = DecoderConfig {
+            layers: count("mask_decoder.transformer.layers"),
+            heads: 8,
+            mlp: size("mask_decoder.transformer.layers.0.mlp.lin1.weight", 0)?,
+            quality: size("mask_decoder.iou_prediction_head.layers.0.weight", 0)?,
+        };
+        let mask_channels = size("prompt_encoder.mask_downscaling.3.weight", 0)?;
+        let config = |image_size, encoder, dim| Self { image_size, encoder, dim, mask_channels, decoder };
+        if shapes.contains_key("image_encoder.patch_embed.seq.0.c.weight") {
+            let Self { image_size, encoder, dim, .. } = Self::mobile();
+            return Some(config(image_size, encoder, dim));
+        }
+        let (grid, dim) = (size("image_encoder.pos_embed", 1)?, size("image_encoder.patch_embed.proj.weight", 0)?);
+        let depth = count("image_encoder.blocks");
+        let reach = |i: usize| size(&format!("image_encoder.blocks.{i}.attn.rel_pos_h"), 0);
+        let global: Vec<usize> = (0..depth).filter(|i| reach(*i) == Some(2 * grid - 1)).collect();
+        let window = (0..depth).filter(|i| !global.contains(i)).find_map(reach).map_or(grid, |reach| reach.div_ceil(2));
+        let heads = dim / size("image_encoder.blocks.0.attn.rel_pos_h", 1)?;
+        let encoder = EncoderConfig::Vit(VitConfig { dim, depth, heads, global, window });
+        Some(config(grid * PATCH, encoder, size("image_encoder.neck.0.weight", 0)?))
+    }
+
+    /// For people: `SAM ViT-B`, `MobileSAM`, …
+    pub fn name(&self) -> &'static str {
+        match &self.encoder {
+            EncoderConfig::TinyVit(_) => "MobileSAM",
+            encoder if *encoder == Self::vit_b().encoder => "SAM ViT-B",
+            encoder if *encoder == Self::vit_l().encoder => "SAM ViT-L",
+            encoder if *encoder == Self::vit_h().encoder => "SAM ViT-H",
+            EncoderConfig::Vit(_) => "SAM",
+        }
     }
 
     /// `mobile_sam.pt`.

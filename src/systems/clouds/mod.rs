@@ -4,10 +4,17 @@
 //! sees on them; [`train`] trains the segmenter on both.
 
 pub mod answers;
+pub mod automatic_masks;
 pub mod collection;
 pub mod config;
+pub mod everything;
 pub mod prompts;
 pub mod published;
 pub mod refine;
+pub mod refine_folder;
+pub mod refiner;
+pub mod regions;
+pub mod run_lengths;
 pub mod sam_masks;
+pub mod segments;
 pub mod train;

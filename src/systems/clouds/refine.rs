@@ -1,6 +1,7 @@
 //! Pseudo-labels with the outlines of Segment Anything: points on the teacher's regions in, masks with clean borders out.
 
-use crate::base::{Result, Rng};
+use super::automatic_masks::{Annotation, AutomaticMasksConfig};
+use crate::base::{Error, Result, Rng};
 use crate::io::images::RgbImage;
 use crate::labels::{IGNORE, LabelMap, components, erode};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,21 @@ pub struct RefineConfig {
     pub second_pass: bool,
 }
 
+impl RefineConfig {
+    /// # Errors
+    /// Values that nothing can be done with.
+    pub fn validate(&self) -> Result<()> {
+        if self.points == 0 {
+            return Err(Error::Usage("`points` is 0: no region could be asked for\n  next: give at least 1".into()));
+        }
+        if self.erosion > 0 && self.erosion % 2 == 0 {
+            let next = "give an odd number of pixels, or 0 for none";
+            return Err(Error::Usage(format!("`erosion` is {}: a square has a middle only if its side is odd\n  next: {next}", self.erosion)));
+        }
+        Ok(())
+    }
+}
+
 impl Default for RefineConfig {
     fn default() -> Self {
         Self { min_area: 5000, erosion: 0, points: 5, remove_intersections: true, second_pass: false }
@@ -35,16 +51,21 @@ pub struct RegionPrompt {
     pub class: u8,
     /// Different pixels of it.
     pub points: Vec<(usize, usize)>,
+    /// All its pixels, row by row, before erosion.
+    pub pixels: Vec<usize>,
 }
 
-/// Draws the outline of what lies under points of a picture.
+/// Draws the outlines of what is in a picture.
 pub trait MaskProposer {
     /// For people: which one it is.
     fn name(&self) -> String;
 
-    /// One mask (row-major, pixels of the picture) for each list of foreground points (x, y); all lists are of one length. With
+    /// One mask (row-major, pixels of the picture) for each prompt; all prompts have the same number of points. With
     /// `second_pass` the answers are asked for again with the first ones as prompts, where the proposer can.
-    fn masks(&self, image: &RgbImage, points: &[Vec<(usize, usize)>], second_pass: bool) -> Result<Vec<Vec<bool>>>;
+    fn masks(&self, image: &RgbImage, prompts: &[RegionPrompt], second_pass: bool) -> Result<Vec<Vec<bool>>>;
+
+    /// Masks of everything in a picture, without any prompt.
+    fn everything(&self, image: &RgbImage, config: &AutomaticMasksConfig) -> Result<Vec<Annotation>>;
 }
 
 /// One mask for each class (row-major); pixels in none of them belong to no class.
@@ -71,6 +92,7 @@ pub fn region_prompts(label: &LabelMap, config: &RefineConfig, rng: &mut Rng) ->
             if region.len() <= config.min_area {
                 continue;
             }
+            let pixels = region.clone();
             if config.erosion > 1 {
                 let mut alone = vec![false; mask.len()];
                 region.iter().for_each(|at| alone[*at] = true);
@@ -86,7 +108,7 @@ pub fn region_prompts(label: &LabelMap, config: &RefineConfig, rng: &mut Rng) ->
                 region.swap(i, other);
             }
             let points = region[..config.points].iter().map(|at| (at % label.width, at / label.width)).collect();
-            prompts.push(RegionPrompt { class, points });
+            prompts.push(RegionPrompt { class, points, pixels });
         }
     }
     prompts
@@ -132,9 +154,23 @@ pub fn refine(
     if prompts.is_empty() {
         return Ok(class_masks(label));
     }
-    let points: Vec<_> = prompts.iter().map(|prompt| prompt.points.clone()).collect();
-    let masks = proposer.masks(image, &points, config.second_pass)?;
+    let masks = proposer.masks(image, &prompts, config.second_pass)?;
     Ok(union(&prompts, masks, config.remove_intersections))
+}
+
+/// The label map of refined masks. Where masks overlap, the class that `teacher` sees wins if it is one of theirs, else the first;
+/// pixels of no mask become [`IGNORE`], or stay as `teacher` sees them with `keep`.
+pub fn label_of(masks: &ClassMasks, teacher: &LabelMap, keep: bool) -> LabelMap {
+    let mut ids = if keep { teacher.ids.clone() } else { vec![IGNORE; teacher.ids.len()] };
+    for (class, mask) in masks.iter().rev() {
+        ids.iter_mut().zip(mask).filter(|(_, there)| **there).for_each(|(id, _)| *id = *class);
+    }
+    for (at, own) in teacher.ids.iter().enumerate() {
+        if masks.get(own).is_some_and(|mask| mask[at]) {
+            ids[at] = *own;
+        }
+    }
+    LabelMap { ids, ..*teacher }
 }
 
 #[cfg(test)]
@@ -181,12 +217,13 @@ mod tests {
         let square = prompts(&config).pop().unwrap();
         assert_eq!((square.class, square.points.iter().collect::<BTreeSet<_>>().len()), (2, 16));
         assert!(square.points.iter().all(|(x, y)| (13..17).contains(x) && (63..67).contains(y)));
+        assert_eq!((square.pixels.len(), square.pixels[0]), (100, 6010), "the whole region, row by row");
         assert!(prompts(&RefineConfig { points: 17, ..config }).iter().all(|prompt| prompt.class != 2));
     }
 
     #[test]
     fn shared_pixels_go_to_nobody_and_classes_unite() {
-        let prompt = |class| RegionPrompt { class, points: vec![] };
+        let prompt = |class| RegionPrompt { class, points: vec![], pixels: vec![] };
         let masks = |rows: [&str; 3]| rows.map(|row| row.chars().map(|c| c == '#').collect::<Vec<_>>()).to_vec();
         let given = masks(["##....", ".##...", "...##."]);
         let order = [prompt(4), prompt(7), prompt(4)];
@@ -196,6 +233,11 @@ mod tests {
         assert_eq!((row(&apart, 4).as_str(), row(&apart, 7).as_str()), ("#..##.", "..#..."));
         let all = union(&order, given, false);
         assert_eq!((row(&all, 4).as_str(), row(&all, 7).as_str()), ("##.##.", ".##..."));
+        // As a label: the teacher decides where masks overlap, and may keep what is in none.
+        let teacher = LabelMap { height: 1, width: 6, ids: vec![7, 7, 7, 4, 4, 9] };
+        let ids = |masks: &ClassMasks, keep| label_of(masks, &teacher, keep).ids;
+        assert_eq!(ids(&all, false), [4, 7, 7, 4, 4, IGNORE]);
+        assert_eq!(ids(&apart, true), [4, 7, 7, 4, 4, 9]);
         // Masks of one class that overlap lose what they share, too.
         assert_eq!(row(&union(&[prompt(1), prompt(1)], masks(["##", ".#", ""])[..2].to_vec(), true), 1), "#.");
     }

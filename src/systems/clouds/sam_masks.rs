@@ -1,6 +1,7 @@
-//! Masks of a picture from points on it: Segment Anything between pixels of the picture and pixels of its own.
+//! Masks of a picture from points and boxes on it: Segment Anything between pixels of the picture and pixels of its own.
 
-use super::refine::MaskProposer;
+use super::automatic_masks::{Annotation, AutomaticMasksConfig, automatic_masks};
+use super::refine::{MaskProposer, RegionPrompt};
 use crate::base::{Result, device};
 use crate::data::resize::antialiased;
 use crate::io::images::RgbImage;
@@ -19,16 +20,48 @@ pub struct SamMasks {
     pub batch_statistics: bool,
 }
 
+impl SamMasks {
+    fn pass(&self) -> Pass {
+        if self.batch_statistics { Pass::statistics_only() } else { Pass::eval() }
+    }
+}
+
 impl MaskProposer for SamMasks {
     fn name(&self) -> String {
         self.name.clone()
     }
 
-    fn masks(&self, image: &RgbImage, points: &[Vec<(usize, usize)>], second_pass: bool) -> Result<Vec<Vec<bool>>> {
-        let pass = if self.batch_statistics { Pass::statistics_only() } else { Pass::eval() };
-        let best = EncodedImage::new(&self.sam, image, &pass)?.best_masks(points, second_pass)?;
+    fn masks(&self, image: &RgbImage, prompts: &[RegionPrompt], second_pass: bool) -> Result<Vec<Vec<bool>>> {
+        let point = |(x, y): &(usize, usize)| Point { x: *x as f64, y: *y as f64, inside: true };
+        let points = prompts.iter().map(|prompt| prompt.points.iter().map(point).collect()).collect();
+        let given = PicturePrompts { points, boxes: Vec::new() };
+        let best = EncodedImage::new(&self.sam, image, &self.pass())?.best_masks(&given, second_pass)?;
         Ok(best.into_iter().map(|best| best.mask).collect())
     }
+
+    fn everything(&self, image: &RgbImage, config: &AutomaticMasksConfig) -> Result<Vec<Annotation>> {
+        automatic_masks(&self.sam, image, config, &self.pass())
+    }
+}
+
+/// A place on a picture, in its pixels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    /// From the left.
+    pub x: f64,
+    /// From the top.
+    pub y: f64,
+    /// Whether the mask holds it, or must not.
+    pub inside: bool,
+}
+
+/// What to segment in a picture, for B masks at once: points, boxes, or both.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PicturePrompts {
+    /// For each mask the same number of points; empty without points.
+    pub points: Vec<Vec<Point>>,
+    /// Left, top, right and bottom for each mask, in pixels of the picture; empty without boxes.
+    pub boxes: Vec<[f64; 4]>,
 }
 
 /// A picture that was encoded once, for any number of prompts.
@@ -58,7 +91,8 @@ impl<'a> EncodedImage<'a> {
     pub fn new(sam: &'a Sam, image: &RgbImage, pass: &Pass) -> Result<Self> {
         let side = sam.image_size();
         let scale = side as f64 / image.height.max(image.width) as f64;
-        let scaled = |length: usize| (length as f64 * scale + 0.5) as usize;
+        // A line of pixels stays one, however long.
+        let scaled = |length: usize| ((length as f64 * scale + 0.5) as usize).max(1);
         let seen = (scaled(image.height), scaled(image.width));
         let small = antialiased(image, seen);
         let mut planes = vec![0f32; 3 * side * side];
@@ -71,17 +105,21 @@ impl<'a> EncodedImage<'a> {
         Ok(Self { sam, embedding, size: (image.height, image.width), seen })
     }
 
-    /// For each list of foreground points (x, y) in pixels of the picture, the mask of the three that the model expects to fit best
-    /// (of equals the first). All lists are of one length. With `second_pass` the masks are asked for again with the first answers
-    /// as mask prompts.
-    pub fn best_masks(&self, points: &[Vec<(usize, usize)>], second_pass: bool) -> Result<Vec<BestMask>> {
-        let Some(count) = points.first().map(Vec::len) else { return Ok(Vec::new()) };
-        let ratio = (self.seen.1 as f64 / self.size.1 as f64, self.seen.0 as f64 / self.size.0 as f64);
-        let place = |&(x, y): &(usize, usize)| [(x as f64 * ratio.0) as f32, (y as f64 * ratio.1) as f32];
-        let coordinates: Vec<f32> = points.iter().flatten().flat_map(place).collect();
-        let coordinates = Tensor::from_vec(coordinates, (points.len(), count, 2), self.embedding.device())?;
-        let labels = Tensor::ones((points.len(), count), coordinates.dtype(), self.embedding.device())?;
-        let mut prompts = Prompts { points: Some((coordinates, labels)), ..Prompts::default() };
+    /// Logits and predicted IoU of each prompt's answers: three, or one without `multimask`.
+    ///
+    /// # Shapes
+    /// → (B, 3 or 1, 4g, 4g), see [`Self::logits`], and (B, 3 or 1)
+    pub fn ask(&self, prompts: &PicturePrompts, multimask: bool) -> Result<(Tensor, Tensor)> {
+        Ok(self.sam.decode(&self.embedding, &self.placed(prompts)?, multimask)?)
+    }
+
+    /// For each prompt the mask of the three that the model expects to fit best (of equals the first). With `second_pass` the
+    /// masks are asked for again with the first answers as mask prompts.
+    pub fn best_masks(&self, prompts: &PicturePrompts, second_pass: bool) -> Result<Vec<BestMask>> {
+        if prompts.points.is_empty() && prompts.boxes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut prompts = self.placed(prompts)?;
         let (mut logits, mut quality) = self.sam.decode(&self.embedding, &prompts, true)?;
         if second_pass {
             let chosen = best(&quality)?;
@@ -92,19 +130,41 @@ impl<'a> EncodedImage<'a> {
         }
         let chosen = best(&quality)?;
         let finish = |(i, (answer, quality)): (usize, &(usize, f32))| {
-            let mask = self.mask(&logits.narrow(0, i, 1)?.narrow(1, *answer, 1)?)?;
+            let logits = self.logits(&logits.narrow(0, i, 1)?.narrow(1, *answer, 1)?)?;
+            let mask = logits.into_iter().map(|logit| logit > MASK_THRESHOLD).collect();
             Ok(BestMask { mask, quality: *quality, answer: *answer })
         };
         chosen.iter().enumerate().map(finish).collect()
     }
 
-    /// Logits (1, 1, 4g, 4g) to pixels of the picture: up to the encoder's size, padding off, to the picture's size, threshold.
-    fn mask(&self, logits: &Tensor) -> Result<Vec<bool>> {
+    /// Logits (1, 1, 4g, 4g) for the pixels of the picture, row-major: up to the encoder's size, padding off, to the picture's
+    /// size.
+    pub fn logits(&self, logits: &Tensor) -> Result<Vec<f32>> {
         let side = self.sam.image_size();
         let large = resize_bilinear(logits, (side, side), false)?;
         let inside = large.narrow(2, 0, self.seen.0)?.narrow(3, 0, self.seen.1)?.contiguous()?;
-        let logits: Vec<f32> = resize_bilinear(&inside, self.size, false)?.flatten_all()?.to_vec1()?;
-        Ok(logits.into_iter().map(|logit| logit > MASK_THRESHOLD).collect())
+        Ok(resize_bilinear(&inside, self.size, false)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// Prompts in pixels of the encoder's image.
+    fn placed(&self, prompts: &PicturePrompts) -> Result<Prompts> {
+        let ratio = [self.seen.1 as f64 / self.size.1 as f64, self.seen.0 as f64 / self.size.0 as f64];
+        let device = self.embedding.device();
+        let mut placed = Prompts::default();
+        if let Some(first) = prompts.points.first() {
+            let shape = (prompts.points.len(), first.len());
+            let points = || prompts.points.iter().flatten();
+            let places = points().flat_map(|point| [(point.x * ratio[0]) as f32, (point.y * ratio[1]) as f32]).collect();
+            let inside = points().map(|point| f32::from(u8::from(point.inside))).collect();
+            let coordinates = Tensor::from_vec::<_, f32>(places, (shape.0, shape.1, 2), device)?;
+            placed.points = Some((coordinates, Tensor::from_vec::<_, f32>(inside, shape, device)?));
+        }
+        if !prompts.boxes.is_empty() {
+            let corner = |(at, value): (usize, &f64)| (value * ratio[at % 2]) as f32;
+            let corners: Vec<f32> = prompts.boxes.iter().flat_map(|corners| corners.iter().enumerate().map(corner)).collect();
+            placed.boxes = Some(Tensor::from_vec(corners, (prompts.boxes.len(), 4), device)?);
+        }
+        Ok(placed)
     }
 }
 
