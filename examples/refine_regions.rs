@@ -102,13 +102,13 @@ struct Example {
     index: u64,
 }
 
-fn examples(teacher: &Teacher, look: Look, scenes: u64, size: (usize, usize)) -> Vec<Example> {
+fn examples(teacher: &Teacher, look: Look, scenes: std::ops::Range<u64>, size: (usize, usize)) -> Vec<Example> {
     let example = |index: u64| {
         let rendered = Scene::new(77, index).render(size, look);
         let seen = teacher.see(&rendered.labels, &mut Rng::stream(0, "teacher", &[index]));
         Example { image: rendered.image, truth: rendered.labels, seen, index }
     };
-    (0..scenes).map(example).collect()
+    scenes.map(example).collect()
 }
 
 /// Scores before and after, with the teacher's class where no mask is; and both on the pixels of masks alone, with their share.
@@ -164,7 +164,8 @@ fn main() -> Result<()> {
     }
     for look in [Look::Day, Look::Dusk, Look::Rain] {
         for teacher in &TEACHERS {
-            let examples = examples(teacher, look, scenes, size);
+            // Other scenes than those of the search.
+            let examples = examples(teacher, look, 1000..1000 + scenes, size);
             for min_area in [5000, 500, 50] {
                 let config = RefineConfig { min_area, ..RefineConfig::default() };
                 let name = format!("{look}, {} teacher, min_area {min_area}", teacher.name);
@@ -179,7 +180,7 @@ fn main() -> Result<()> {
 fn search(scenes: u64, size: (usize, usize)) -> Result<()> {
     let config = RefineConfig { min_area: 50, ..RefineConfig::default() };
     for look in [Look::Day, Look::Dusk] {
-        let examples = examples(&TEACHERS[1], look, scenes, size);
+        let examples = examples(&TEACHERS[1], look, 0..scenes, size);
         for sigma in [0.0, 0.5, 0.8] {
             for scale in [3.0, 10.0, 30.0, 100.0, 300.0] {
                 for (min_size, share) in [(10, 0.5), (40, 0.5), (40, 0.6)] {

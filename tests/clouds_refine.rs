@@ -34,7 +34,9 @@ fn segments_are_those_of_scikit_image() {
     let colors: Vec<[f64; 3]> = (0..48 * 60).map(color).collect();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/segments.safetensors");
     let golden = SafetensorsFile::open(path.as_ref()).unwrap();
-    for (case, scale, sigma, min_size) in [("default", 1.0, 0.8, 20), ("large", 200.0, 0.5, 20), ("rough", 40.0, 0.0, 1), ("soft", 300.0, 1.7, 50)] {
+    for (case, scale, sigma, min_size) in
+        [("default", 1.0, 0.8, 20), ("large", 200.0, 0.5, 20), ("rough", 40.0, 0.0, 1), ("soft", 300.0, 1.7, 50)]
+    {
         let found = Segments::new(&colors, (48, 60), &SegmentsConfig { sigma, scale, min_size });
         let expected = golden.load(case, &Device::Cpu).unwrap().to_dtype(candle_core::DType::F32).unwrap();
         let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
@@ -62,7 +64,8 @@ impl Folders {
         let folders = Self { root: tempfile::tempdir().unwrap() };
         for index in 0..count {
             let scene = Scene::new(5, index).render((64, 128), Look::Day);
-            let shifted = (0..64 * 128).map(|at: usize| scene.labels.ids[at / 128 * 128 + (at % 128).saturating_sub(3)]).collect();
+            let shifted =
+                (0..64 * 128).map(|at: usize| scene.labels.ids[at / 128 * 128 + (at % 128).saturating_sub(3)]).collect();
             folders.label(&format!("truth/town/s{index}.png"), &scene.labels);
             folders.label(&format!("labels/town/s{index}_labelTrainIds.png"), &LabelMap { height: 64, width: 128, ids: shifted });
             images::write_png(&folders.path(&format!("images/town/s{index}.png")), &scene.image, &[]).unwrap();
@@ -184,7 +187,11 @@ fn wrong_folders_are_one_clear_error() {
     folders.fails(&RefineFolderConfig { labels: String::new(), ..config.clone() }, 2, &["--labels DIR"]);
     folders.fails(&RefineFolderConfig { points: 0, ..config.clone() }, 2, &["`points` is 0"]);
     folders.fails(&RefineFolderConfig { erosion: 4, ..config.clone() }, 2, &["`erosion` is 4"]);
-    folders.fails(&RefineFolderConfig { images: folders.path("nowhere").display().to_string(), ..config.clone() }, 3, &["nowhere"]);
+    folders.fails(
+        &RefineFolderConfig { images: folders.path("nowhere").display().to_string(), ..config.clone() },
+        3,
+        &["nowhere"],
+    );
 
     std::fs::rename(folders.path("labels/town/s1_labelTrainIds.png"), folders.path("labels/town/other.png")).unwrap();
     folders.fails(&config, 3, &["none for 1 of 2 pictures, e.g. town/s1.png"]);
@@ -227,9 +234,16 @@ fn the_weights_choose_the_refiner() {
     };
     fails("region", 3, &["no such file", "did you mean `regions`?"]);
     let other = folders.path("other.safetensors").display().to_string();
-    let tensors = BTreeMap::from([("backbone.weight".to_string(), candle_core::Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap())]);
+    let tensors = BTreeMap::from([(
+        "backbone.weight".to_string(),
+        candle_core::Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap(),
+    )]);
     weights::save(other.as_ref(), &tensors, &BTreeMap::new()).unwrap();
-    fails(&other, 3, &["other.safetensors", "Segment Anything or MobileSAM", "1 tensors such as `backbone.weight`", "mobile_sam.pt"]);
+    fails(
+        &other,
+        3,
+        &["other.safetensors", "Segment Anything or MobileSAM", "1 tensors such as `backbone.weight`", "mobile_sam.pt"],
+    );
     // One tensor is missing.
     let source = weights::open(&file).unwrap();
     let tensors = source.shapes().into_keys().filter(|name| name != "mask_decoder.iou_token.weight");
@@ -258,7 +272,8 @@ fn everything_in_a_picture_becomes_a_picture_and_json() {
         assert!(!annotations.is_empty());
         assert_eq!((drawn.masks["s0"], &drawn.refiner), (annotations.len(), &json["refiner"].as_str().unwrap().to_string()));
         for one in annotations {
-            let counts: Vec<u64> = one["segmentation"]["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+            let counts: Vec<u64> =
+                one["segmentation"]["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
             assert_eq!(counts.iter().sum::<u64>(), 64 * 128);
             assert_eq!(counts.iter().skip(1).step_by(2).sum::<u64>(), one["area"].as_u64().unwrap());
         }

@@ -10,11 +10,13 @@ use std::path::PathBuf;
 
 /// Draw masks of everything in pictures, with Segment Anything or with regions of like colour
 #[derive(Debug, Args)]
-#[command(after_help = "For each picture one PNG with a colour for every mask, small ones on top, and one JSON in the layout of the\n\
+#[command(
+    after_help = "For each picture one PNG with a colour for every mask, small ones on top, and one JSON in the layout of the\n\
                         published automatic mask generator (uncompressed run lengths, as COCO's tools read them). Its settings have\n\
                         their published names and defaults: --set automatic.pred_iou_thresh=0.8 and so on.\n\n\
                         Examples:\n  clouds masks photo.jpg --output masks\n  \
-                        clouds masks photos --refiner sam_vit_b_01ec64.pth --set automatic.crop_n_layers=1 --output masks")]
+                        clouds masks photos --refiner sam_vit_b_01ec64.pth --set automatic.crop_n_layers=1 --output masks"
+)]
 pub(super) struct MasksArgs {
     /// Pictures and folders of pictures
     #[arg(value_name = "IMAGE|FOLDER", required = true)]

@@ -6,7 +6,7 @@ use crate::cli::common::{ComputeArgs, DisplayArgs, RunArgs};
 use crate::cli::settings;
 use crate::data::Dataset;
 use crate::report::terminal;
-use crate::systems::clouds::refine_folder::{self, Refined, RefineFolderConfig};
+use crate::systems::clouds::refine_folder::{self, RefineFolderConfig, Refined};
 use clap::Args;
 use serde::Serialize;
 use std::ops::Not;

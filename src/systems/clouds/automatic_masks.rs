@@ -241,7 +241,10 @@ fn candidate(
         return None;
     }
     let [left, top, right, bottom] = crop.corners;
-    let inner = RunLengths::of_mask(&logits.iter().map(|logit| *logit > MASK_THRESHOLD).collect::<Vec<_>>(), (bottom - top, right - left));
+    let inner = RunLengths::of_mask(
+        &logits.iter().map(|logit| *logit > MASK_THRESHOLD).collect::<Vec<_>>(),
+        (bottom - top, right - left),
+    );
     let found = inner.corners();
     let corners = [found[0] + left, found[1] + top, found[2] + left, found[3] + top];
     let whole = [0, 0, size.1, size.0];

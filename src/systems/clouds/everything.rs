@@ -53,11 +53,8 @@ pub struct Drawn {
 /// Unusable settings or weights; pictures that cannot be read or have the same name; interruption.
 pub fn run(config: &MasksConfig, inputs: &[PathBuf], output: &Path, progress: &dyn Progress) -> Result<Drawn> {
     config.automatic.validate()?;
-    let refiner = RefinerConfig {
-        refiner: config.refiner.clone(),
-        batch_statistics: config.batch_statistics,
-        regions: config.regions,
-    };
+    let refiner =
+        RefinerConfig { refiner: config.refiner.clone(), batch_statistics: config.batch_statistics, regions: config.regions };
     let next = "name a file with weights of SAM, or `regions`";
     let proposer = refiner.open()?.ok_or_else(|| Error::Usage(format!("`none` draws no masks\n  next: {next}")))?;
     let pictures = pictures(inputs)?;

@@ -30,9 +30,12 @@ impl RefineConfig {
         if self.points == 0 {
             return Err(Error::Usage("`points` is 0: no region could be asked for\n  next: give at least 1".into()));
         }
-        if self.erosion > 0 && self.erosion % 2 == 0 {
+        if self.erosion > 0 && self.erosion.is_multiple_of(2) {
             let next = "give an odd number of pixels, or 0 for none";
-            return Err(Error::Usage(format!("`erosion` is {}: a square has a middle only if its side is odd\n  next: {next}", self.erosion)));
+            return Err(Error::Usage(format!(
+                "`erosion` is {}: a square has a middle only if its side is odd\n  next: {next}",
+                self.erosion
+            )));
         }
         Ok(())
     }

@@ -11,9 +11,9 @@ use super::refiner::{REGIONS, RefinerConfig};
 use super::regions::Regions;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, Rng, interrupt};
+use crate::io::hash;
 use crate::io::images::{self, RgbImage};
 use crate::io::manifest::{Manifest, Record};
-use crate::io::hash;
 use crate::labels::{Classes, IGNORE, IdMap, LabelMap, list_ids};
 use crate::train::run_dir::RunDir;
 use serde::{Deserialize, Serialize};
@@ -195,13 +195,7 @@ impl Pair {
 pub fn run(config: &RefineFolderConfig, classes: &Classes, run: &RunDir, progress: &dyn Progress) -> Result<Refined> {
     config.validate()?;
     let (pairs, mut unreadable) = pairs(Path::new(&config.images), Path::new(&config.labels), progress)?;
-    let job = Job {
-        config,
-        classes,
-        folder: run.path(),
-        proposer: config.refiner().open()?,
-        settings: config.fingerprint()?,
-    };
+    let job = Job { config, classes, folder: run.path(), proposer: config.refiner().open()?, settings: config.fingerprint()? };
     let mut manifest = Manifest::<Picture>::open(&run.path().join(MANIFEST))?;
     let mut missing = Vec::new();
     for pair in &pairs {
@@ -331,8 +325,10 @@ impl Job<'_> {
         let raw = images::read_label(path)?;
         let train_ids = IdMap::TrainIds { num_classes: self.classes.len(), ignore_index: u16::from(IGNORE) };
         train_ids.apply(raw.height, raw.width, &raw.pixels).map_err(|wrong| {
-            let expected = format!("train ids below {} ({} classes of `{}`)", self.classes.len(), self.classes.len(), self.config.classes);
-            let next = "name the data set that the classes come from with `--classes`; `predict --format train-ids` writes train ids";
+            let expected =
+                format!("train ids below {} ({} classes of `{}`)", self.classes.len(), self.classes.len(), self.config.classes);
+            let next =
+                "name the data set that the classes come from with `--classes`; `predict --format train-ids` writes train ids";
             Error::data(path, expected, list_ids(&wrong), next)
         })
     }
@@ -357,8 +353,10 @@ fn stem_of(path: &Path, folder: &Path) -> String {
 fn pairs(images: &Path, labels: &Path, progress: &dyn Progress) -> Result<(Vec<Pair>, Vec<Error>)> {
     let (images, labels) = (inside(images, "images"), inside(labels, LABELS));
     let scan = images::scan(&images)?;
-    let files: Vec<PathBuf> =
-        images::list(&labels)?.into_iter().filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"))).collect();
+    let files: Vec<PathBuf> = images::list(&labels)?
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")))
+        .collect();
     let by_stem: BTreeMap<String, &PathBuf> = files.iter().map(|path| (stem_of(path, &labels), path)).collect();
     let label = |stem: &str| {
         // In Cityscapes' layout the picture's name has an ending of its own.

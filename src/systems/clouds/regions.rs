@@ -33,7 +33,8 @@ impl Regions {
     /// # Errors
     /// Values that nothing can be done with.
     pub fn validate(&self) -> Result<()> {
-        let possible = (0.0..=100.0).contains(&self.sigma) && (0.0..=1e9).contains(&self.scale) && (0.5..1.0).contains(&self.share);
+        let possible =
+            (0.0..=100.0).contains(&self.sigma) && (0.0..=1e9).contains(&self.scale) && (0.5..1.0).contains(&self.share);
         if !possible {
             let expected = "regions: expected `sigma` from 0 to 100, `scale` from 0 to 1e9, `share` from 0.5 to below 1";
             return Err(Error::Usage(format!("{expected}\n  next: leave them out for the defaults")));
@@ -105,7 +106,10 @@ mod tests {
     #[test]
     fn everything_is_one_mask_for_each_segment() {
         let found = Regions::default().everything(&halves(), &AutomaticMasksConfig::default()).unwrap();
-        assert_eq!(found.iter().map(|one| (one.area, one.bbox)).collect::<Vec<_>>(), [(800, [0, 0, 19, 39]), (800, [20, 0, 19, 39])]);
+        assert_eq!(
+            found.iter().map(|one| (one.area, one.bbox)).collect::<Vec<_>>(),
+            [(800, [0, 0, 19, 39]), (800, [20, 0, 19, 39])]
+        );
         assert!(found.iter().all(|one| one.predicted_iou.is_none()));
     }
 

@@ -76,8 +76,7 @@ impl RunLengths {
         let height = self.size[0];
         let run = |(start, length): (usize, usize)| {
             let (left, right) = (start / height, (start + length - 1) / height);
-            let (top, bottom) =
-                if left == right { (start % height, (start + length - 1) % height) } else { (0, height - 1) };
+            let (top, bottom) = if left == right { (start % height, (start + length - 1) % height) } else { (0, height - 1) };
             [left, top, right, bottom]
         };
         let join = |a: [usize; 4], b: [usize; 4]| [a[0].min(b[0]), a[1].min(b[1]), a[2].max(b[2]), a[3].max(b[3])];

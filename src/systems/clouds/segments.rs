@@ -154,8 +154,6 @@ fn gaussian(colors: &[[f64; 3]], (height, width): (usize, usize), sigma: f64) ->
         };
         (0..from.len()).into_par_iter().map(pixel).collect()
     };
-    let down = pass(colors, &|at, step| {
-        mirrored((at / width) as isize + step, height) * width + at % width
-    });
+    let down = pass(colors, &|at, step| mirrored((at / width) as isize + step, height) * width + at % width);
     pass(&down, &|at, step| at / width * width + mirrored((at % width) as isize + step, width))
 }
