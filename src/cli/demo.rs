@@ -294,7 +294,8 @@ impl Demo<'_> {
             let (folder, dataset) =
                 (self.folder.join(name).display().to_string(), self.folder.join(UNSEEN).display().to_string());
             let overlays = self.folder.join(name).join("overlays").display().to_string();
-            let command = ["evaluate", "--checkpoint", &folder, "--dataset", &dataset, "--overlays", &overlays, "--device", &self.device];
+            let command =
+                ["evaluate", "--checkpoint", &folder, "--dataset", &dataset, "--overlays", &overlays, "--device", &self.device];
             let arguments = command.map(String::from).to_vec();
             scores.push(parse(&run.timed("evaluate", || self.call(&arguments))?)?);
         }

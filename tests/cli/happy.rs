@@ -21,7 +21,7 @@ fn json(text: &str) -> Value {
 #[test]
 fn from_photos_to_a_scored_segmenter() {
     let sandbox = Sandbox::new();
-    let line = format!("{PRETRAIN} --set vae.steps=2 --set unet.steps=2 --json");
+    let line = format!("{PRETRAIN} --set vae.steps=2 --set unet.steps=2 --set unet.prediction_type=v_prediction --json");
     let result = json(&writes_only(&sandbox, &line, "small"));
     assert_eq!(result["model"], "small/model");
     assert_eq!(
@@ -29,6 +29,7 @@ fn from_photos_to_a_scored_segmenter() {
         (2, 2)
     );
 
+    assert!(sandbox.text("small/model/scheduler/scheduler_config.json").contains("\"prediction_type\": \"v_prediction\""));
     let line = format!("{} --steps 2", PERSONALIZE.replace("--base base", "--base small"));
     assert_eq!(writes_only(&sandbox, &line, "mine"), "mine\n");
     for file in ["model/model_index.json", "recipe.toml", "environment.json", "log.jsonl", "metrics.jsonl"] {

@@ -6,13 +6,18 @@ use std::collections::BTreeSet;
 
 const README: &str = include_str!("../../README.md");
 
-/// What is written there, and what is run.
-const SMALLER: [(&str, &str); 5] = [
+/// What is written there, and what is run: smaller numbers, and what needs no published weights.
+const SMALLER: [(&str, &str); 10] = [
     ("--resolution 240 --crop-size 240", "--resolution 32 --crop-size 32"),
     ("--steps 300", "--steps 2"),
     ("--num-class-images 100", "--num-class-images 2"),
     ("--count 500", "--count 4"),
     ("--count 100 --look", "--count 4 --look"),
+    (" --backbone-weights open_clip_pytorch_model.bin", ""),
+    ("sam_vit_h_4b8939.pth", "regions"),
+    ("mobile_sam.pt", "regions"),
+    ("photo.jpg", "target.png"),
+    ("--images photos --labels", "--images PHOTOS --labels"),
 ];
 
 /// Commands in code blocks, lines joined; a comment ends them.
@@ -62,8 +67,14 @@ fn settings(verb: &str) -> Vec<(String, String)> {
     match verb {
         "pretrain" => [of_flags(PRETRAIN), of_flags("--vae.steps 2 --unet.steps 2")].concat(),
         "personalize" => of_flags("--resolution 32 --crop-size 32 --steps 2 --train-batch-size 1 --num-class-images 2"),
-        "generate" => of_flags("--count 2 --steps 2 --height 32 --width 48"),
+        "generate" => of_flags("--count 2 --steps 2 --height 32 --width 64"),
         "adapt" => [of_flags(ADAPT), of_flags("--iterations 2")].concat(),
+        "train" => of_flags(
+            "--iterations 2 --batch-size 1 --workers 1 --model.backbone convnext --model.depths [1,1,1,1] --model.widths [8,8,8,8] \
+             --model.freeze-backbone false --model.width 32 --model.num-queries 4 --model.heads 2 --model.encoder-layers 1 \
+             --model.decoder-layers 1 --loss.points 32 --crop.height 32 --crop.width 64 --short-side 0 \
+             --data.initial-size.height 32 --data.initial-size.width 48 --sam.min-area 20",
+        ),
         "render-street" => of_flags("--width 64 --height 32"),
         _ => Vec::new(),
     }
@@ -71,6 +82,7 @@ fn settings(verb: &str) -> Vec<(String, String)> {
 
 /// The names the README uses: photos, data sets, and models in the cache of the hub.
 fn prepare(sandbox: &Sandbox) {
+    std::fs::remove_dir_all(sandbox.path("set")).unwrap();
     for index in 0..4 {
         let (image, label) = draw(index);
         let picture = |name: String| write_png(&sandbox.path(&name), &image, &[]).unwrap();
@@ -84,6 +96,7 @@ fn prepare(sandbox: &Sandbox) {
         labels(format!("datasets/gta/labels/0000{index}.png"), [23, 7, 26]);
         picture(format!("datasets/cityscapes/leftImg8bit/val/ulm/{index}_leftImg8bit.png"));
         labels(format!("datasets/cityscapes/gtFine/val/ulm/{index}_gtFine_labelIds.png"), [23, 7, 26]);
+        labels(format!("out/p{index}.png"), [10, 0, 13]);
         picture(format!("photos/images/p{index}.png"));
         labels(format!("photos/labels/p{index}.png"), [0, 1, 255]);
     }

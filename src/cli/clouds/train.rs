@@ -56,7 +56,7 @@ struct Flags {
     /// CLIP weights of the backbone, a file of open_clip (.bin, .pth or .safetensors)
     #[arg(long, value_name = "FILE")]
     backbone_weights: Option<String>,
-    /// What cleans pseudo-labels: none, regions, or a file of SAM or MobileSAM [default: none]
+    /// What cleans pseudo-labels: none, regions, or a file of SAM or MobileSAM [default: regions]
     #[arg(long, value_name = "none|regions|FILE")]
     refiner: Option<String>,
     /// Optimiser steps [default: 40000]

@@ -1,6 +1,7 @@
 //! Every value of the DATUM stages with its default. Field names are the keys of recipes and of `--set`.
 
 use crate::base::{Error, Result};
+use crate::diffusion::noise_schedule::PredictionType;
 use serde::{Deserialize, Serialize};
 
 /// Image size in pixels.
@@ -115,6 +116,8 @@ pub struct UnetTraining {
     pub text_length: usize,
     /// Largest vocabulary.
     pub vocabulary: usize,
+    /// What the U-Net predicts: `epsilon` (the noise), `v_prediction` or `sample`. A model to go on from says it itself.
+    pub prediction_type: PredictionType,
     /// Optimiser steps.
     pub steps: u64,
     /// Images per step.
@@ -175,6 +178,7 @@ impl Default for UnetTraining {
             text_layers: 2,
             text_length: 32,
             vocabulary: 1024,
+            prediction_type: PredictionType::Epsilon,
             steps: 3000,
             batch_size: 8,
             learning_rate: 6e-4,

@@ -20,6 +20,7 @@ use crate::models::clip::{ClipConfig, ConvNextConfig, VisualConfig};
 use crate::models::mask2former::{CriterionConfig, HeadConfig, Mask2FormerConfig};
 use crate::systems::clouds::published::SHORT_SIDE;
 use crate::systems::clouds::refine::RefineConfig;
+use crate::systems::clouds::refiner::{REGIONS, RefinerConfig};
 use crate::systems::datum::config::Size;
 use crate::train::schedule::{Schedule, Shape};
 use serde::{Deserialize, Serialize};
@@ -232,7 +233,7 @@ impl Default for TrainConfig {
             generated: String::new(),
             init: String::new(),
             backbone_weights: String::new(),
-            refiner: "none".into(),
+            refiner: REGIONS.into(),
             iterations: 0,
             warmup_iterations: 40_000,
             joint_iterations: 40_000,
@@ -447,5 +448,10 @@ impl TrainConfig {
     pub fn refinement(&self) -> RefineConfig {
         let SamConfig { min_area, erosion, num_points, remove_intersections, second_pass, .. } = self.sam;
         RefineConfig { min_area, erosion, points: num_points, remove_intersections, second_pass }
+    }
+
+    /// Who proposes the masks of the refinement.
+    pub fn proposer(&self) -> RefinerConfig {
+        RefinerConfig { refiner: self.refiner.clone(), batch_statistics: self.sam.batch_statistics, ..RefinerConfig::default() }
     }
 }

@@ -18,13 +18,9 @@ pub use training::{Cost, groups};
 
 use super::published;
 use super::refine::MaskProposer;
-use super::sam_masks::SamMasks;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Search};
-use crate::io::weights::{self, Renamed, TensorSource as _};
-use crate::models::sam::{self, Sam};
-use crate::nn::Builder;
 use crate::report::tensorboard;
 use crate::systems::datum::adapt::validation::{Validation, Wanted};
 use crate::systems::datum::segmenter_file::{self, Header, Model, Segmenter};
@@ -53,7 +49,7 @@ pub fn run(
 ) -> Result<PathBuf> {
     let refiner = match config.stage {
         Part::Warmup => None,
-        Part::Joint => open_refiner(&config.refiner, config.sam.batch_statistics)?,
+        Part::Joint => config.proposer().open()?,
     };
     run_with(config, refiner, run, resume, search, progress)
 }
@@ -117,35 +113,6 @@ pub fn run_with(
     Segmenter::save(&file, &header, &training.parameters)?;
     progress.say(&format!("segmenter: {}", file.display()));
     Ok(file)
-}
-
-/// The proposer that `choice` names: `none`, or a file of SAM or MobileSAM, whose variant its tensors tell.
-fn open_refiner(choice: &str, batch_statistics: bool) -> Result<Option<Box<dyn MaskProposer>>> {
-    if choice == "none" || choice.is_empty() {
-        return Ok(None);
-    }
-    let source = weights::open(Path::new(choice))?;
-    let shapes = source.shapes();
-    let width = shapes.get("image_encoder.patch_embed.proj.weight").and_then(|shape| shape.first().copied());
-    let tiny = shapes.contains_key("image_encoder.patch_embed.seq.0.c.weight");
-    let config = match (width, tiny) {
-        (Some(768), _) => sam::SamConfig::vit_b(),
-        (Some(1024), _) => sam::SamConfig::vit_l(),
-        (Some(1280), _) => sam::SamConfig::vit_h(),
-        (_, true) => sam::SamConfig::mobile(),
-        _ => {
-            let expected = "weights of SAM (ViT-B, ViT-L, ViT-H) or MobileSAM";
-            return Err(Error::data(choice, expected, "other tensors", "give one of the published files, or `none`"));
-        }
-    };
-    let used = |name: &str| {
-        let unused = name.ends_with("num_batches_tracked") || sam::UNUSED.iter().any(|part| name.starts_with(part));
-        (!unused).then(|| name.to_string())
-    };
-    let builder = Builder::from_source(Renamed::new(source, used), 0).frozen();
-    let sam = Sam::new(&config, &builder)?;
-    builder.finish()?;
-    Ok(Some(Box::new(SamMasks { sam, name: choice.into(), batch_statistics })))
 }
 
 /// Says where the time of a joint training went, and logs it.

@@ -110,7 +110,9 @@ fn start(config: &PretrainConfig, photos: &Photos, places: &Places, progress: &d
     }
     let tokenizer = Tokenizer::train(&photos.vocabulary(), config.unet.vocabulary, config.unet.text_length)?;
     let configs = (unet_config(&config.unet, config), vae_config(&config.vae, config), text_config(&config.unet, &tokenizer));
-    let model = Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)?;
+    let mut scheduler = SchedulerConfig::default();
+    scheduler.other.insert("prediction_type".into(), serde_json::json!(config.unet.prediction_type));
+    let model = Model::random(configs, scheduler, tokenizer, config.seed)?;
     thumbnail::start(&model.vae, &model.vae_config)?;
     Ok(model)
 }
