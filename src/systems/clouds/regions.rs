@@ -91,21 +91,24 @@ mod tests {
         RgbImage { height: 40, width: 40, pixels: (0..1600).flat_map(pixel).collect() }
     }
 
+    /// Smoothing leaves columns of their own between the halves; they are too small here.
+    const LARGE: Regions = Regions { sigma: 0.5, scale: 50.0, min_size: 50, share: 0.5 };
+
     #[test]
     fn a_shifted_border_moves_to_the_edge_in_the_picture() {
         // The teacher draws the border five columns too far to the right.
         let ids = (0..1600).map(|at| u8::from(at % 40 >= 25)).collect();
         let label = LabelMap { height: 40, width: 40, ids };
         let config = RefineConfig { min_area: 10, ..RefineConfig::default() };
-        let masks = refine(&Regions::default(), &halves(), &label, &config, &mut Rng::stream(0, "test", &[])).unwrap();
-        for at in 0..1600 {
-            assert_eq!((masks[&0][at], masks[&1][at]), (at % 40 < 20, at % 40 >= 20), "pixel {at}");
-        }
+        let masks = refine(&LARGE, &halves(), &label, &config, &mut Rng::stream(0, "test", &[])).unwrap();
+        let left: Vec<bool> = (0..1600).map(|at| at % 40 < 20).collect();
+        let right: Vec<bool> = left.iter().map(|there| !there).collect();
+        assert!(masks[&0] == left && masks[&1] == right);
     }
 
     #[test]
     fn everything_is_one_mask_for_each_segment() {
-        let found = Regions::default().everything(&halves(), &AutomaticMasksConfig::default()).unwrap();
+        let found = LARGE.everything(&halves(), &AutomaticMasksConfig::default()).unwrap();
         assert_eq!(
             found.iter().map(|one| (one.area, one.bbox)).collect::<Vec<_>>(),
             [(800, [0, 0, 19, 39]), (800, [20, 0, 19, 39])]
