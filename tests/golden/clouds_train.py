@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 rng = np.random.default_rng(0)
 out = {}
 
+# OpenCV's vector code cuts values off on the way back from HSV; pixels that do not fill a vector at the end of a row are rounded
+# instead. The image is 64 pixels wide, so that there are none.
 # detectron2's ColorAugSSDTransform, with its draws as arguments; works on BGR.
 def convert(image, alpha=1, beta=0):
     return np.clip(image.astype(np.float32) * np.float32(alpha) + np.float32(beta), 0, 255).astype(np.uint8)
@@ -42,9 +44,9 @@ def jitter(rgb, brightness, contrast_first, contrast, factor, steps):
     return np.ascontiguousarray(image[:, :, ::-1])
 
 levels = np.linspace(0, 255, 12).astype(np.uint8)
-grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(36, 48, 3)
-noise = rng.integers(0, 256, (36, 48, 3), dtype=np.uint8)
-gray = np.repeat(rng.integers(0, 256, (12, 48, 1), dtype=np.uint8), 3, axis=2)
+grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(27, 64, 3)
+noise = rng.integers(0, 256, (27, 64, 3), dtype=np.uint8)
+gray = np.repeat(rng.integers(0, 256, (10, 64, 1), dtype=np.uint8), 3, axis=2)
 image = np.concatenate([grid, noise, gray])
 out["jitter.image"] = image
 cases = [

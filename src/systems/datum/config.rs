@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Image size in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Size {
     /// Rows.
     pub height: usize,
