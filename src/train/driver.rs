@@ -92,6 +92,7 @@ impl<'a> Driver<'a> {
                 self.save(done, training)?;
             }
             if stop {
+                self.group.wait()?; // a process that ends would take the one that saves along
                 let resume = format!("run the same command again with `--resume latest` to go on after step {done}");
                 return Err(Error::Interrupted { resume });
             }

@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// How long another process than the main one keeps its error to itself: most errors happen to all, and one message is enough.
 const SAME_ERROR: Duration = Duration::from_secs(2);
+/// The same after Ctrl-C, when the main process has files to finish.
+const SAME_STOP: Duration = Duration::from_secs(60);
 
 static CURRENT: OnceLock<Box<dyn Group>> = OnceLock::new();
 
@@ -107,7 +109,8 @@ pub fn leave(result: Result<()>) -> Result<()> {
         Err(error) if group.size() > 1 => {
             let mut name = String::new();
             if !group.is_main() {
-                std::thread::sleep(SAME_ERROR);
+                let stopped = matches!(error, Error::Interrupted { .. });
+                std::thread::sleep(if stopped { SAME_STOP } else { SAME_ERROR });
                 name = format!("process {} of {}: ", group.rank(), group.size());
             }
             // With nowhere left to say it, the exit code still tells.
