@@ -2,9 +2,9 @@
 
 use super::checkpoint::Checkpointer;
 use super::guard;
+use crate::base::group::{self, Group};
 use crate::base::metrics::{Metrics, Sink};
 use crate::base::progress::Progress;
-use crate::base::group::{self, Group};
 use crate::base::{Error, Result, interrupt};
 use candle_core::Tensor;
 use serde_json::Value;

@@ -160,7 +160,8 @@ mod tests {
             (Gradients::of(&loss, parameters).unwrap(), parameters.map(|(name, var)| (name.to_string(), var.clone())))
         };
         let named = |parameters: &[(String, Var)]| parameters.to_vec();
-        let values = |gradients: &Gradients, name: &str| gradients.get(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values =
+            |gradients: &Gradients, name: &str| gradients.get(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (whole, _) = gradient(&[0, 1, 2, 3], true);
         let averaged = crate::base::group::tests::together(2, |group| {
             let (own, parameters) = gradient(&group.items(2).collect::<Vec<_>>(), true);

@@ -58,9 +58,8 @@ mod tests {
 
     #[test]
     fn launchers_are_understood() {
-        let of = |rank, size, local_rank, local_size, processors| {
-            Some(Launched { rank, size, local_rank, local_size, processors })
-        };
+        let of =
+            |rank, size, local_rank, local_size, processors| Some(Launched { rank, size, local_rank, local_size, processors });
         let open_mpi = "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=2";
         assert_eq!(read(open_mpi), of(1, 2, 1, 2, None));
         let slurm = "SLURM_PROCID=5 SLURM_STEP_NUM_TASKS=6 SLURM_LOCALID=1 SLURM_STEP_TASKS_PER_NODE=2(x3) SLURM_CPUS_PER_TASK=8";

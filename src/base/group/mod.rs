@@ -14,16 +14,16 @@ mod nccl;
 #[cfg(any(feature = "nccl", test))]
 mod rendezvous;
 
-use super::{Error, Result};
+use super::{Error, Result, interrupt};
 use candle_core::{Device, Result as TensorResult, Tensor};
 pub use launch::{Launched, launched};
 use std::fmt::Debug;
 use std::io::Write;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long another process than the main one keeps its error to itself: most errors happen to all, and one message is enough.
-const SAME_ERROR: Duration = Duration::from_secs(2);
+const SAME_ERROR: Duration = Duration::from_secs(10);
 /// The same after Ctrl-C, when the main process has files to finish.
 const SAME_STOP: Duration = Duration::from_secs(60);
 
@@ -42,6 +42,12 @@ pub trait Group: Debug + Send + Sync {
     fn mean(&self, values: &Tensor) -> TensorResult<Tensor>;
     /// Ends all processes at once with an exit code.
     fn abort(&self, code: u8) -> !;
+    /// Lets the others know that the main process has told why it ends.
+    fn tell(&self) {}
+    /// Whether the main process has.
+    fn is_told(&self) -> bool {
+        false
+    }
 }
 
 /// One process: what programs are unless they [`join`].
@@ -107,14 +113,15 @@ pub fn leave(result: Result<()>) -> Result<()> {
     let group = current();
     match result {
         Err(error) if group.size() > 1 => {
-            let mut name = String::new();
-            if !group.is_main() {
-                let stopped = matches!(error, Error::Interrupted { .. });
-                std::thread::sleep(if stopped { SAME_STOP } else { SAME_ERROR });
-                name = format!("process {} of {}: ", group.rank(), group.size());
-            }
+            interrupt::uninstall();
+            let patience = if matches!(error, Error::Interrupted { .. }) { SAME_STOP } else { SAME_ERROR };
             // With nowhere left to say it, the exit code still tells.
-            let _ = writeln!(std::io::stderr(), "error: {name}{error}");
+            if group.is_main() {
+                let _ = writeln!(std::io::stderr(), "error: {error}");
+                group.tell();
+            } else if !told_within(group, patience) {
+                let _ = writeln!(std::io::stderr(), "error: process {} of {}: {error}", group.rank(), group.size());
+            }
             group.abort(error.exit_code())
         }
         result => {
@@ -123,6 +130,14 @@ pub fn leave(result: Result<()>) -> Result<()> {
             result
         }
     }
+}
+
+fn told_within(group: &dyn Group, patience: Duration) -> bool {
+    let start = Instant::now();
+    while !group.is_told() && start.elapsed() < patience {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    group.is_told()
 }
 
 impl dyn Group + '_ {

@@ -5,6 +5,7 @@ use crate::base::{Error, Result};
 use ::mpi::Threading;
 use ::mpi::collective::SystemOperation;
 use ::mpi::environment::Universe;
+use ::mpi::point_to_point::{Destination, Source};
 use ::mpi::topology::SimpleCommunicator;
 use ::mpi::traits::{Communicator, CommunicatorCollectives, Equivalence};
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result as TensorResult, Tensor};
@@ -13,6 +14,9 @@ use std::sync::Mutex;
 
 /// Values given to MPI at once: it counts in 32 bits, and needs a second buffer of that size.
 const CHUNK: usize = 1 << 22;
+
+/// Marks the message that the main process has told an error.
+const TOLD: i32 = 1;
 
 /// Ends MPI when it is dropped.
 static UNIVERSE: Mutex<Option<Universe>> = Mutex::new(None);
@@ -67,6 +71,15 @@ impl Group for Mpi {
 
     fn abort(&self, code: u8) -> ! {
         SimpleCommunicator::world().abort(code.into())
+    }
+
+    fn tell(&self) {
+        let world = SimpleCommunicator::world();
+        (1..self.size).for_each(|rank| world.process_at_rank(rank as i32).send_with_tag(&0u8, TOLD));
+    }
+
+    fn is_told(&self) -> bool {
+        SimpleCommunicator::world().any_process().immediate_probe_with_tag(TOLD).is_some()
     }
 }
 
