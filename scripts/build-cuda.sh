@@ -23,7 +23,7 @@ if [ "${1:-}" = --check ]; then
     mkdir -p "$work/stand-in/bin" "$work/stand-in/include"
     cp scripts/cuda/nvcc-stand-in "$work/stand-in/bin/nvcc"
     export CUDA_HOME="$work/stand-in" PATH="$work/stand-in/bin:$PATH"
-    exec cargo check --features cudnn --lib --bins
+    exec cargo check --features cudnn,nccl --lib --bins
 fi
 
 # 13.0: drivers since 580 take its code; that of later compilers needs later drivers.

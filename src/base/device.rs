@@ -72,7 +72,7 @@ impl DeviceChoice {
         match self {
             Self::Cpu => alone(Device::Cpu),
             Self::Auto if !cfg!(feature = "cuda") => alone(Device::Cpu),
-            Self::Auto => match cuda(0) {
+            Self::Auto => match cuda(automatic()) {
                 Ok(device) => alone(device),
                 Err(reason) => Ok(Opened { device: Device::Cpu, note: Some(format!("computing on the processor: {reason}")) }),
             },
@@ -94,6 +94,18 @@ impl DeviceChoice {
 #[cfg(not(feature = "cuda"))]
 fn cuda(_: usize) -> std::result::Result<Device, String> {
     Err("this build has no support for CUDA".into())
+}
+
+/// Processes on one machine take the GPUs in turn. Where the launcher gives each process a GPU of its own, it sees only that.
+#[cfg(feature = "cuda")]
+fn automatic() -> usize {
+    let count = candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().unwrap_or(1).max(1) as usize;
+    super::group::launched().map_or(0, |launched| launched.local_rank % count)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn automatic() -> usize {
+    0
 }
 
 /// One stream for all threads, so that work is done in the order it is given; freed memory stays with the program.

@@ -14,6 +14,18 @@ pub fn install() {
     });
 }
 
+/// Signals end this process at once again, for one that only waits to be ended.
+pub fn uninstall() {
+    #[cfg(unix)]
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        #[allow(unsafe_code)]
+        // SAFETY: puts the default handler back and touches no memory of ours.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+}
+
 /// Asks another process to save and stop, as Ctrl-C does. Best effort: it may have ended.
 pub fn pass_on(process: u32) {
     #[cfg(unix)]

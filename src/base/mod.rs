@@ -1,8 +1,10 @@
-//! What every other folder needs and that needs nothing of ours: errors, randomness, time, interruption, progress sinks.
+//! What every other folder needs and that needs nothing of ours: errors, randomness, time, interruption, progress sinks,
+//! processes that work together.
 
 pub mod clock;
 pub mod device;
 pub mod error;
+pub mod group;
 pub mod heap;
 pub mod interrupt;
 pub mod metrics;

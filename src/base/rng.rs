@@ -1,6 +1,7 @@
 //! All randomness of the project: counter-based streams that depend on a seed and on what they are for, never on thread
 //! count, batch size or order of calls.
 
+use super::group;
 use candle_core::{Device, Tensor};
 use rand::{Rng as _, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -52,6 +53,13 @@ impl Rng {
     /// A new stream seeded from this one.
     pub fn fork(&mut self) -> Self {
         Self(ChaCha8Rng::seed_from_u64(self.0.next_u64()))
+    }
+
+    /// As [`Self::normal_tensor`] for the items of a batch (B, …) when several processes train: the draws are made for the batch
+    /// of all of them, and the rows of this process's items are kept.
+    pub fn normal_items(&mut self, shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
+        let width = shape[1..].iter().product();
+        Tensor::from_vec(group::current().own_rows(shape[0], width, || self.normal()), shape, device)
     }
 
     /// Tensor of standard normal draws in row-major order.

@@ -1,5 +1,7 @@
 //! Threads of tensor programs.
 
+use super::group;
+
 /// Candle's variable for the threads of its element-wise operations.
 const ELEMENTWISE: &str = "CANDLE_NUM_THREADS";
 
@@ -18,4 +20,26 @@ pub fn share_processors() {
     unsafe {
         std::env::set_var(ELEMENTWISE, (processors / 4).max(1).to_string());
     }
+}
+
+/// Threads for this process when a launcher started several on its machine: what the launcher gives it, else the processors it is
+/// bound to, at most its share of all. None for a process alone, or when the user set rayon's variable.
+pub fn share_of_machine() -> Option<usize> {
+    let launched = group::launched().filter(|launched| launched.size > 1)?;
+    if std::env::var_os("RAYON_NUM_THREADS").is_some() {
+        return None;
+    }
+    let bound = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = (online().unwrap_or(bound) / launched.local_size.max(1)).max(1);
+    Some(launched.processors.unwrap_or(share).clamp(1, bound))
+}
+
+/// Processors of the machine, whether this process may use them or not.
+#[allow(unsafe_code)]
+fn online() -> Option<usize> {
+    #[cfg(unix)]
+    // SAFETY: asks for a number and touches no memory.
+    return usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).ok().filter(|&count| count > 0);
+    #[cfg(not(unix))]
+    None
 }

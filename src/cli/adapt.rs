@@ -83,7 +83,7 @@ struct Flags {
 
 /// Runs the verb.
 pub fn run(args: AdaptArgs) -> Result<()> {
-    args.compute.apply()?;
+    args.compute.join()?;
     if args.plan {
         let resolved = resolved(&args, &args.run)?;
         let plan = adapt::plan(&resolved.settings, &settings::search(), &args.display.progress())?;

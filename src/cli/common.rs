@@ -2,7 +2,7 @@
 
 use super::progress::{Bar, Style};
 use crate::base::device::{self, DeviceChoice};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, group, threads};
 use crate::train::checkpoint::Resume;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
@@ -19,7 +19,7 @@ pub struct ComputeArgs {
     /// Number type of the computation
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     pub dtype: DTypeChoice,
-    /// Number of threads [default: one per processor]
+    /// Number of threads [default: one per processor, shared by the processes of `mpirun` or `srun`]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 }
@@ -51,11 +51,20 @@ impl ComputeArgs {
                 "leave `--dtype` out",
             ));
         }
-        if let Some(threads) = self.threads {
-            set_threads(usize::from(threads))?;
+        if let Some(threads) = self.threads.map(usize::from).or_else(threads::share_of_machine) {
+            set_threads(threads)?;
         }
         device::make_current(&opened.device);
         Ok((opened.device, DType::F32))
+    }
+
+    /// As [`Self::apply`], for verbs that several processes run together.
+    ///
+    /// # Errors
+    /// As [`Self::apply`] and [`group::join`].
+    pub fn join(&self) -> Result<()> {
+        let (device, _) = self.apply()?;
+        group::join(&device)
     }
 }
 
@@ -90,11 +99,16 @@ pub struct DisplayArgs {
 impl DisplayArgs {
     /// The progress display for standard error.
     pub fn progress(&self) -> Bar {
-        Bar::new(Style::choose(self.quiet, self.no_progress))
+        let quiet = self.quiet || !group::current().is_main();
+        Bar::new(Style::choose(quiet, self.no_progress))
     }
 
-    /// The result on standard output: as JSON with `--json`, else as text for people. A closed pipe is no error.
+    /// The result on standard output: as JSON with `--json`, else as text for people. A closed pipe is no error. Of processes
+    /// that work together only the main one says something.
     pub fn result(&self, result: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        if !group::current().is_main() {
+            return Ok(());
+        }
         let line = if self.json {
             serde_json::to_string(result)
                 .map_err(|e| Error::environment(format!("the result is no JSON: {e}"), "report this as a defect"))?

@@ -71,7 +71,7 @@ fn program<C: Parser>(run: impl FnOnce(C) -> Result<()>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(cli) {
+    match crate::base::group::leave(run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With nowhere left to say it, the exit code still tells.

@@ -106,7 +106,7 @@ struct Flags {
 
 /// Runs the verb.
 pub fn run(args: PersonalizeArgs) -> Result<()> {
-    args.compute.apply()?;
+    args.compute.join()?;
     let resolved = settings::resolve::<PersonalizeConfig>("personalize", &args.run, &args.flags)?;
     let config = &resolved.settings;
     let first = config

@@ -44,7 +44,7 @@ struct Flags {
 
 /// Runs the verb.
 pub fn run(args: PretrainArgs) -> Result<()> {
-    args.compute.apply()?;
+    args.compute.join()?;
     let resolved = settings::resolve::<PretrainConfig>("pretrain", &args.run, &args.flags)?;
     let config = &resolved.settings;
     if config.images.is_empty() {

@@ -116,7 +116,7 @@ pub fn recorded<T: Serialize, R>(
     if resume.is_some() && matches!(result, Ok(_) | Err(Error::Interrupted { .. })) {
         record(run, resolved, inputs)?;
     }
-    if result.is_ok() {
+    if result.is_ok() && run.is_written() {
         refresh_report(run.path(), progress);
     }
     result
@@ -132,6 +132,9 @@ pub fn refresh_report(run: &Path, progress: &dyn Progress) {
 
 /// Writes `recipe.toml` and `environment.json`; `inputs` are files whose hashes are recorded.
 pub fn record<T: Serialize>(run: &RunDir, resolved: &Resolved<T>, inputs: &[&str]) -> Result<()> {
+    if !run.is_written() {
+        return Ok(());
+    }
     run.write_recipe(&resolved.to_toml()?)?;
     let hash = |path: &&str| Some((path.to_string(), hash::file(Path::new(path)).ok()?));
     run.write_environment(&inputs.iter().filter_map(hash).collect::<BTreeMap<_, _>>())

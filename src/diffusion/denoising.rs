@@ -1,7 +1,7 @@
 //! The denoising objective of latent diffusion training: pretraining and DreamBooth share it.
 
 use super::noise_schedule::NoiseSchedule;
-use crate::base::Rng;
+use crate::base::{Rng, group};
 use crate::models::stable_diffusion::UNet;
 use crate::nn::mse;
 use candle_core::{Result, Tensor};
@@ -16,7 +16,7 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// Noise and timesteps for `latents`; item `i` of step `step` always gets the same draws.
+    /// Noise and timesteps for `latents`; item `i` of step `step`, counted over all processes, always gets the same draws.
     ///
     /// # Randomness
     /// Per item: one timestep, then the noise in row-major order.
@@ -24,7 +24,7 @@ impl Draws {
         let (batch, channels, height, width) = latents.dims4()?;
         let mut timesteps = Vec::with_capacity(batch);
         let mut noise = Vec::with_capacity(batch);
-        for item in 0..batch as u64 {
+        for item in group::current().items(batch as u64) {
             let mut rng = Rng::stream(seed, "denoising", &[step, item]);
             timesteps.push(rng.below(train_timesteps));
             noise.push(rng.normal_tensor(&[1, channels, height, width], latents.device())?);

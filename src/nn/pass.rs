@@ -1,6 +1,6 @@
 //! How a forward pass behaves: which random layers are on, and where batch norm takes its statistics from.
 
-use crate::base::Rng;
+use crate::base::{Rng, group};
 use candle_core::{Result, Tensor};
 use std::cell::RefCell;
 
@@ -17,7 +17,8 @@ impl Pass {
         Self { batch_statistics: false, draws: None }
     }
 
-    /// Training: batch statistics (running ones are updated), dropout and drop-path drawn from `rng`.
+    /// Training: batch statistics (running ones are updated), dropout and drop-path drawn from `rng`, item by item, for the batch
+    /// of all processes.
     pub fn train(rng: Rng) -> Self {
         Self { batch_statistics: true, draws: Some(RefCell::new(rng)) }
     }
@@ -61,8 +62,9 @@ impl Pass {
         let Some(draws) = self.draws.as_ref().filter(|_| rate > 0.0) else { return Ok(xs.clone()) };
         let keep = 1.0 - rate;
         let mut draws = draws.borrow_mut();
-        let count = mask_shape.iter().product();
-        let mask: Vec<f32> = (0..count).map(|_| if draws.uniform() < keep { 1.0 / keep } else { 0.0 }).collect();
+        let width = mask_shape[1..].iter().product();
+        let draw = || if draws.uniform() < keep { 1.0 / keep } else { 0.0 };
+        let mask: Vec<f32> = group::current().own_rows(mask_shape[0], width, draw);
         xs.broadcast_mul(&Tensor::from_vec(mask, mask_shape, xs.device())?.to_dtype(xs.dtype())?)
     }
 }

@@ -26,7 +26,7 @@ pub const FORMAT_VERSION: u32 = 1;
 const STATE_FILE: &str = "state.json";
 const PARTIAL: &str = ".partial-";
 /// The part that stays when a checkpoint is thinned out.
-const WEIGHTS: &str = "weights";
+pub(super) const WEIGHTS: &str = "weights";
 
 /// Where to go on from, as given to `--resume`.
 #[derive(Debug, Clone, PartialEq, Eq)]

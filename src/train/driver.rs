@@ -2,6 +2,7 @@
 
 use super::checkpoint::Checkpointer;
 use super::guard;
+use crate::base::group::{self, Group};
 use crate::base::metrics::{Metrics, Sink};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
@@ -19,7 +20,8 @@ pub trait Training {
     /// Everything that [`Training::step`] depends on and changes.
     fn snapshot(&self) -> Result<Snapshot>;
 
-    /// What is due once `done` steps are done: evaluation, sample pictures. Its numbers join those of the step.
+    /// What is due once `done` steps are done: evaluation, sample pictures. Its numbers join those of the step. Only the main
+    /// one of several processes is asked; the others wait.
     fn after(&mut self, done: u64) -> Result<Metrics> {
         let _ = done;
         Ok(Metrics::new())
@@ -49,12 +51,15 @@ pub struct Driver<'a> {
     pub progress: &'a dyn Progress,
     /// Asked after each step whether to save and stop; [`interrupt::requested`] in programs.
     pub stop: &'a dyn Fn() -> bool,
+    /// Processes that run this loop together: numbers are averaged, all stop when one is to, the main one writes checkpoints.
+    pub group: &'a dyn Group,
 }
 
 impl<'a> Driver<'a> {
     /// With Ctrl-C as the reason to stop and no sinks.
     pub fn new(name: &'a str, checkpointer: &'a Checkpointer, checkpoint_every: u64, progress: &'a dyn Progress) -> Self {
-        Self { name, checkpointer, checkpoint_every, sinks: Vec::new(), progress, stop: &interrupt::requested }
+        let group = group::current();
+        Self { name, checkpointer, checkpoint_every, sinks: Vec::new(), progress, stop: &interrupt::requested, group }
     }
 
     /// Runs the steps of `steps`; its start is the number of steps done before (0, or that of the checkpoint).
@@ -72,24 +77,33 @@ impl<'a> Driver<'a> {
     fn run_steps(&mut self, steps: Range<u64>, training: &mut dyn Training) -> Result<()> {
         for step in steps.clone() {
             let done = step + 1;
-            let mut metrics = training.step(step)?;
+            let mut metrics = self.mean(training.step(step)?)?;
             guard::finite(done, &metrics)?;
-            metrics.extend(training.after(done)?);
+            if self.group.is_main() {
+                metrics.extend(training.after(done)?);
+            }
             for sink in &mut self.sinks {
                 sink.record(done, &metrics)?;
             }
             self.progress.step(done, &note(&metrics));
-            let stop = done < steps.end && (self.stop)();
+            let stop = self.group.any((self.stop)())? && done < steps.end;
             let due = self.checkpoint_every > 0 && done.is_multiple_of(self.checkpoint_every);
-            if stop || due || done == steps.end {
+            if (stop || due || done == steps.end) && self.group.is_main() {
                 self.save(done, training)?;
             }
             if stop {
+                self.group.wait()?; // a process that ends would take the one that saves along
                 let resume = format!("run the same command again with `--resume latest` to go on after step {done}");
                 return Err(Error::Interrupted { resume });
             }
         }
         Ok(())
+    }
+
+    /// The mean of each number over the processes, which have the same ones.
+    fn mean(&self, metrics: Metrics) -> Result<Metrics> {
+        let (names, values): (Vec<String>, Vec<f64>) = metrics.into_iter().unzip();
+        Ok(names.into_iter().zip(self.group.mean_of(values)?).collect())
     }
 
     fn save(&self, done: u64, training: &dyn Training) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The gradients of named parameters, and nothing else: candle's own store also keeps those of constants.
 
+use crate::base::group::Group;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, Var};
 use rayon::prelude::*;
@@ -47,6 +48,40 @@ impl Gradients {
     /// The gradient of one parameter.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.0.get(name)
+    }
+
+    /// The mean over all processes of a training, which is the gradient of the mean loss; none for a process alone. A
+    /// parameter that got a gradient on one of them has one; with no gradient elsewhere it counts as 0 there.
+    ///
+    /// All values go in one message. `parameters` are the same on all processes, in the same order.
+    pub fn averaged<'a>(
+        &self,
+        group: &dyn Group,
+        parameters: impl Iterator<Item = (&'a str, &'a Var)> + Clone,
+    ) -> Result<Option<Self>> {
+        let Some((_, first)) = parameters.clone().next().filter(|_| group.size() > 1) else { return Ok(None) };
+        let found: Vec<f32> = parameters.clone().map(|(name, _)| f32::from(u8::from(self.get(name).is_some()))).collect();
+        let count = found.len();
+        let mut parts = vec![Tensor::from_vec(found, count, first.device())?];
+        for (name, var) in parameters.clone() {
+            parts.push(match self.get(name) {
+                Some(gradient) => gradient.to_dtype(DType::F32)?.flatten_all()?,
+                None => Tensor::zeros(var.elem_count(), DType::F32, var.device())?,
+            });
+        }
+        let mean = group.mean(&Tensor::cat(&parts, 0)?)?;
+        drop(parts);
+        let found: Vec<f32> = mean.narrow(0, 0, count)?.to_vec1()?;
+        let mut start = count;
+        let mut averaged = BTreeMap::new();
+        for ((name, var), found) in parameters.zip(found) {
+            let length = var.elem_count();
+            if found > 0.0 {
+                averaged.insert(name.to_string(), mean.narrow(0, start, length)?.reshape(var.shape())?);
+            }
+            start += length;
+        }
+        Ok(Some(Self(averaged)))
     }
 
     /// In the order of names.
@@ -109,6 +144,45 @@ mod tests {
         assert_eq!(sum.norm().unwrap(), 10.0);
         sum.scale(0.5).unwrap();
         assert_eq!(sum.norm().unwrap(), 5.0);
+    }
+
+    #[test]
+    fn the_mean_over_processes_is_the_gradient_of_the_whole_batch() {
+        let rows = [[1f32, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 9.0]];
+        let gradient = |items: &[u64], sees_bias: bool| {
+            let (w, bias) = (Var::new(&[0.5f32, 2.0], &Device::Cpu).unwrap(), Var::new(&[[1f32]], &Device::Cpu).unwrap());
+            let unused = Var::new(&[5f32], &Device::Cpu).unwrap();
+            let parameters = [("bias", &bias), ("unused", &unused), ("w", &w)];
+            let batch: Vec<[f32; 2]> = items.iter().map(|&item| rows[item as usize]).collect();
+            let product = Tensor::new(batch, &Device::Cpu).unwrap().matmul(&w.unsqueeze(1).unwrap()).unwrap();
+            let product = if sees_bias { product.broadcast_add(&bias).unwrap() } else { product };
+            let loss = product.sqr().unwrap().mean_all().unwrap();
+            (Gradients::of(&loss, parameters).unwrap(), parameters.map(|(name, var)| (name.to_string(), var.clone())))
+        };
+        let named = |parameters: &[(String, Var)]| parameters.to_vec();
+        let values =
+            |gradients: &Gradients, name: &str| gradients.get(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (whole, _) = gradient(&[0, 1, 2, 3], true);
+        let averaged = crate::base::group::tests::together(2, |group| {
+            let (own, parameters) = gradient(&group.items(2).collect::<Vec<_>>(), true);
+            let parameters = named(&parameters);
+            own.averaged(group, parameters.iter().map(|(name, var)| (name.as_str(), var))).unwrap().unwrap()
+        });
+        for averaged in &averaged {
+            assert_eq!(averaged.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["bias", "w"]);
+            assert_eq!(averaged.get("bias").unwrap().dims(), [1, 1]);
+            assert_eq!((values(averaged, "bias"), values(averaged, "w")), (values(&whole, "bias"), values(&whole, "w")));
+        }
+        // A parameter that only one process used.
+        let halves = crate::base::group::tests::together(2, |group| {
+            let (own, parameters) = gradient(&[0], group.is_main());
+            let parameters = named(&parameters);
+            own.averaged(group, parameters.iter().map(|(name, var)| (name.as_str(), var))).unwrap().unwrap()
+        });
+        let (alone, parameters) = gradient(&[0], true);
+        assert!(alone.averaged(&crate::base::group::Alone, parameters.iter().map(|(n, v)| (n.as_str(), v))).unwrap().is_none());
+        let half = values(&alone, "bias")[0] / 2.0;
+        assert!(halves.iter().all(|averaged| values(averaged, "bias") == [half]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Gradients;
 use super::gradients::CHUNK;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, group};
 use crate::io::weights::TensorSource;
 use crate::nn::ParamStore;
 use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Result as TensorResult, Tensor, Var};
@@ -141,17 +141,20 @@ impl AdamW {
     }
 
     /// All parameters, group by group: what [`Gradients::of`] and the guard want.
-    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Var)> {
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Var)> + Clone {
         self.groups.iter().flat_map(|group| &group.parameters).map(|(name, var)| (name.as_str(), var))
     }
 
-    /// One step with `learning_rate` (before group scales). Returns the global gradient norm before clipping.
+    /// One step with `learning_rate` (before group scales). Returns the global gradient norm before clipping. Where several
+    /// processes train, all make the same step with the mean of their gradients.
     ///
     /// Gradients of parameters the optimiser does not have are ignored, but count in the norm.
     ///
     /// # Source
     /// Clipping as in PyTorch: scale = min(1, max / (norm + 1e-6)).
     pub fn step(&mut self, gradients: &Gradients, learning_rate: f64) -> Result<f64> {
+        let averaged = gradients.averaged(group::current(), self.parameters())?;
+        let gradients = averaged.as_ref().unwrap_or(gradients);
         #[cfg(feature = "cuda")]
         if self.parameters().next().is_some_and(|(_, var)| var.device().is_cuda()) {
             return self.step_on_gpu(gradients, learning_rate);

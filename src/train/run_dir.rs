@@ -12,7 +12,7 @@
 //! ```
 
 use crate::base::metrics::{Metrics, Sink};
-use crate::base::{Error, Result, clock, device, heap};
+use crate::base::{Error, Result, clock, device, group, heap};
 use crate::io::atomic;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -29,12 +29,13 @@ const LOG_FILE: &str = "log.jsonl";
 /// The page about the run; see `datum report`.
 pub const REPORT_FILE: &str = "report.html";
 
-/// A run folder held by this process. The lock ends with the value; a numbered folder in which nothing was done goes with it.
+/// A run folder held by this process, or by the main one of several that train together: the others write nothing into it. The
+/// lock ends with the value; a numbered folder in which nothing was done goes with it.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
     numbered: bool,
-    _lock: File,
+    lock: Option<File>,
 }
 
 impl Drop for RunDir {
@@ -53,6 +54,31 @@ impl RunDir {
     /// # Errors
     /// `output` exists and is not empty.
     pub fn create(output: Option<&Path>, root: &Path, label: &str) -> Result<Self> {
+        Self::of_all(|| Self::create_alone(output, root, label))
+    }
+
+    /// The folder that the main process makes or opens, for every process.
+    fn of_all(of_main: impl FnOnce() -> Result<Self>) -> Result<Self> {
+        let group = group::current();
+        if group.size() == 1 {
+            return of_main();
+        }
+        if group.is_main() {
+            let run = of_main()?;
+            group.from_main(run.path.as_os_str().as_encoded_bytes())?;
+            return Ok(run);
+        }
+        let path = String::from_utf8(group.from_main(&[])?)
+            .map_err(|_| Error::Usage("several processes need a run folder whose name is UTF-8".into()))?;
+        Ok(Self { path: path.into(), numbered: false, lock: None })
+    }
+
+    /// Whether this process writes into the folder.
+    pub fn is_written(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    fn create_alone(output: Option<&Path>, root: &Path, label: &str) -> Result<Self> {
         let Some(output) = output else { return Self::numbered(root, label) };
         fs::create_dir_all(output).map_err(|e| Error::io(output, e))?;
         let run = Self::lock(output)?;
@@ -100,7 +126,7 @@ impl RunDir {
             let next = "check the path, or start a new run without `--resume`";
             return Err(Error::data(path, format!("a run folder (with {RECIPE_FILE})"), "no run", next));
         }
-        Self::lock(path)
+        Self::of_all(|| Self::lock(path))
     }
 
     /// The newest run under `root` whose label is `verb` or starts with `VERB_`.
@@ -124,7 +150,7 @@ impl RunDir {
         let failed = |e| Error::io(&file, e);
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.into(), numbered: false, _lock: lock }),
+            Ok(()) => Ok(Self { path: path.into(), numbered: false, lock: Some(lock) }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::environment(
                 format!("another process works in {}", path.display()),
                 "wait for it or stop it, or choose another folder with `--output`",
@@ -153,6 +179,7 @@ impl RunDir {
         let facts = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "system": format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+            "processes": group::current().size(),
             "threads": rayon::current_num_threads(),
             "processors": std::thread::available_parallelism().map_or(1, usize::from),
             "cpu_features": cpu_features(),
@@ -169,6 +196,9 @@ impl RunDir {
 
     /// Adds a record to `log.jsonl`: the event, the time, the peak memory so far, and `facts` (an object).
     pub fn log(&self, event: &str, facts: Value) -> Result<()> {
+        if !self.is_written() {
+            return Ok(());
+        }
         let mut record = json!({ "time": clock::now() as u64, "event": event });
         if let Some(bytes) = heap::peak_memory() {
             record["peak_memory_mib"] = (bytes >> 20).into();

@@ -1,11 +1,12 @@
 //! One training stage of a run: resume, checkpoints, metrics and progress around a [`Training`].
 
-use super::checkpoint::{Checkpoint, Checkpointer, Resume};
+use super::checkpoint::{Checkpoint, Checkpointer, Resume, WEIGHTS};
 use super::driver::{Driver, Training};
+use super::gradients::with_values;
 use super::run_dir::{MetricsLog, RunDir};
-use crate::base::Result;
 use crate::base::metrics::Sink;
 use crate::base::progress::Progress;
+use crate::base::{Result, group};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -51,7 +52,7 @@ impl Stage<'_> {
     /// # Errors
     /// As [`Driver::run`]; nothing to resume.
     pub fn train(&self, training: &mut dyn Resumable) -> Result<()> {
-        let checkpointer = Checkpointer::new(self.checkpoints(), self.keep, self.identity.clone());
+        let checkpointer = Checkpointer::new(self.checkpoints(), self.keep, self.full_identity());
         let mut done = 0;
         let checkpoint = match self.resume {
             None => None,
@@ -64,17 +65,50 @@ impl Stage<'_> {
             done = checkpoint.step();
             self.progress.say(&format!("{}: goes on after step {done} of {}", self.name, self.steps));
         }
+        let group = group::current();
+        if group.size() > 1 {
+            group.check_same("what the training starts from", &self.digest(done, training)?)?;
+        }
         if done >= self.steps {
             return Ok(());
         }
         let name = if self.folder.is_empty() { "metrics.jsonl".into() } else { format!("metrics-{}.jsonl", self.folder) };
-        let mut metrics = MetricsLog::open(&self.run.path().join(name), done)?;
-        let mut others = (self.sinks)(done)?;
+        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+        if group.is_main() {
+            sinks.push(Box::new(MetricsLog::open(&self.run.path().join(name), done)?));
+            sinks.extend((self.sinks)(done)?);
+        }
         let mut driver = Driver::new(self.name, &checkpointer, self.checkpointing_steps, self.progress);
-        driver.sinks.push(&mut metrics);
-        for sink in &mut others {
+        for sink in &mut sinks {
             driver.sinks.push(sink.as_mut());
         }
         self.run.timed(self.name, || driver.run(done..self.steps, training))
+    }
+
+    /// The number of processes is part of the batch's size.
+    fn full_identity(&self) -> BTreeMap<String, Value> {
+        let mut identity = self.identity.clone();
+        let size = group::current().size();
+        if size > 1 {
+            identity.insert("processes".into(), size.into());
+        }
+        identity
+    }
+
+    /// Differs where settings, step or weights do.
+    fn digest(&self, done: u64, training: &dyn Resumable) -> Result<[u8; 32]> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{} {done} {:?}", self.steps, self.full_identity()).as_bytes());
+        for (part, tensors) in training.snapshot()?.parts {
+            for (name, tensor) in tensors.iter().filter(|_| part == WEIGHTS) {
+                hasher.update(name.as_bytes());
+                with_values(tensor, |values| {
+                    for value in values {
+                        hasher.update(&value.to_le_bytes());
+                    }
+                })?;
+            }
+        }
+        Ok(*hasher.finalize().as_bytes())
     }
 }

@@ -1,7 +1,7 @@
 //! ClassMix: half of the source classes are pasted over the target image.
 
 use super::PseudoLabels;
-use crate::base::Rng;
+use crate::base::{Rng, group};
 use candle_core::{Result, Tensor};
 use std::collections::BTreeSet;
 
@@ -75,7 +75,7 @@ pub fn paste(
 }
 
 /// Mixes image n of the source with image n of the target; every image draws its own half of the classes that occur
-/// anywhere in the batch of source labels.
+/// anywhere in the batch of source labels, that of all processes.
 ///
 /// # Source
 /// ClassMix, section 3.2, in DACS's cross-domain form.
@@ -89,8 +89,9 @@ pub fn class_mix(
     pseudo: &PseudoLabels,
     rng: &mut Rng,
 ) -> Result<Mixed> {
-    let classes = classes_present(source_labels)?;
-    let chosen: Vec<_> = (0..source_labels.dim(0)?).map(|_| choose_half(&classes, rng)).collect();
+    let group = group::current();
+    let classes = group.union(&classes_present(source_labels)?)?;
+    let chosen = group.own_rows(source_labels.dim(0)?, 1, || choose_half(&classes, rng));
     paste(paste_mask(source_labels, &chosen)?, source_images, source_labels, target_images, pseudo)
 }
 

@@ -1,7 +1,7 @@
 //! Feature distance: on thing classes, the student's encoder stays near the one trained on ImageNet.
 
 use super::{Context, LossTerm, Losses, Stage};
-use crate::base::Result;
+use crate::base::{Result, group};
 use crate::models::segmenter::Segmenter;
 use crate::nn::Pass;
 use candle_core::{Result as TensorResult, Tensor};
@@ -60,21 +60,24 @@ impl<S: Segmenter> LossTerm<S> for FeatureDistance<S> {
         let Some(features) = context.features.last() else { return Ok(losses) };
         let (_, _, rows, columns) = features.dims4()?;
         let cells = thing_cells(&context.batch.labels, (rows, columns), &self.config)?;
-        if cells.contains(&true) {
+        let chosen = cells.iter().filter(|&&cell| cell).count();
+        // The same mean over the cells of all processes.
+        let count = group::current().mean_of(vec![chosen as f64])?[0];
+        if count > 0.0 {
             let frozen = self.imagenet.features(&context.batch.images, &Pass::eval())?;
             if let Some(reference) = frozen.last() {
-                losses.add("loss_imnet_feat_dist", distance(features, &reference.detach(), &cells)?);
+                losses.add("loss_imnet_feat_dist", distance(features, &reference.detach(), &cells, count)?);
             }
         }
         Ok(losses)
     }
 }
 
-/// Mean over the chosen cells of the Euclidean distance over channels.
+/// Sum over the chosen cells of the Euclidean distance over channels, divided by `count`, their number.
 ///
 /// # Shapes
-/// `features`, `reference` (B, C, h, w), `cells` B·h·w of which one at least is true → scalar
-pub fn distance(features: &Tensor, reference: &Tensor, cells: &[bool]) -> TensorResult<Tensor> {
+/// `features`, `reference` (B, C, h, w), `cells` B·h·w → scalar
+pub fn distance(features: &Tensor, reference: &Tensor, cells: &[bool], count: f64) -> TensorResult<Tensor> {
     let (batch, _, rows, columns) = features.dims4()?;
     let squares = (features - reference)?.sqr()?.sum(1)?; // (B, h, w)
     // Where both agree the root has no derivative; PyTorch's norm takes 0 there, and so do we.
@@ -82,7 +85,7 @@ pub fn distance(features: &Tensor, reference: &Tensor, cells: &[bool]) -> Tensor
     let mask = (mask * squares.gt(0f32)?)?;
     let roots = mask.where_cond(&squares, &squares.ones_like()?)?.sqrt()?;
     let chosen = mask.where_cond(&roots, &roots.zeros_like()?)?;
-    chosen.sum_all()? / cells.iter().filter(|&&c| c).count() as f64
+    chosen.sum_all()? / count
 }
 
 /// True for the cells of the feature grid in which the most frequent label is a thing and covers at least `min_ratio`.
@@ -153,7 +156,7 @@ mod tests {
     fn equal_features_have_distance_zero_and_no_nan_in_the_gradient() {
         let same = Tensor::ones((1, 3, 1, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
         let features = Var::from_tensor(&same).unwrap();
-        let loss = distance(features.as_tensor(), &same, &[true, false]).unwrap();
+        let loss = distance(features.as_tensor(), &same, &[true, false], 1.0).unwrap();
         assert_eq!(loss.to_scalar::<f32>().unwrap(), 0.0);
         let gradients = loss.backward().unwrap();
         let gradient: Vec<f32> = gradients.get(&features).unwrap().flatten_all().unwrap().to_vec1().unwrap();

@@ -3,7 +3,7 @@
 use super::class_mix::class_mix;
 use super::terms::{Context, Labelled, LossTerm, Losses, Metrics, Scored, Stage, Supervision, TargetRelabeler, WholeImage};
 use super::{Augmentation, Margins, Mixed, PseudoLabels, StrongAugment, Switches, Teacher};
-use crate::base::{Error, Result, Rng};
+use crate::base::{Error, Result, Rng, group};
 use crate::models::segmenter::{Normalization, Segmenter};
 use crate::nn::ParamStore;
 use candle_core::Tensor;
@@ -164,7 +164,7 @@ impl<S: Segmenter> SelfTraining<S> {
         let Some(augment) = self.config.strong_augment else { return Ok((mixed, None)) };
         let switches = augment.switches(&mut Rng::stream(seed, "augment switches", &[iteration]));
         let draw = |image| augment.draw(switches, &mut Rng::stream(seed, "augment", &[iteration, image]));
-        let draws: Vec<_> = (0..mixed.images.dim(0)? as u64).map(draw).collect();
+        let draws: Vec<_> = group::current().items(mixed.images.dim(0)? as u64).map(draw).collect();
         mixed.images = Augmentation::apply(&draws, &mixed.images, &self.normalization)?;
         Ok((mixed, Some(switches)))
     }

@@ -1,7 +1,7 @@
 //! The teacher: a moving average of the student that labels the target images.
 
 use super::terms::classify;
-use crate::base::Result;
+use crate::base::{Result, group};
 use crate::io::weights::TensorSource;
 use crate::models::segmenter::Segmenter;
 use crate::nn::{Builder, ParamStore, Pass, resize_bilinear};
@@ -50,7 +50,7 @@ impl PseudoLabels {
         let (batch, _, height, width) = logits.dims4()?;
         let (labels, confidence) = classify(logits)?;
         let confident = confidence.iter().filter(|&&c| c >= confidence_threshold).count();
-        let confident_share = confident as f32 / confidence.len() as f32;
+        let confident_share = group::current().mean_of(vec![confident as f64 / confidence.len() as f64])?[0] as f32;
         let kept = margins.top..height.saturating_sub(margins.bottom);
         let rows: Vec<f32> = (0..height).map(|y| if kept.contains(&y) { confident_share } else { 0.0 }).collect();
         let weights = Tensor::from_vec(rows, (1, height, 1), logits.device())?;

@@ -2,7 +2,7 @@
 
 use super::frame;
 use crate::base::progress::Progress;
-use crate::base::{Result, Rng, device};
+use crate::base::{Result, Rng, device, group};
 use crate::data::fourier::FourierTransfer;
 use crate::data::rare_class::{ClassStatistics, FileStatistics, MinPixels, RareClassConfig, RareClassSampling, count_pixels};
 use crate::data::transforms::{Example, Item, keep_ratio_size};
@@ -164,7 +164,7 @@ pub fn normalize(normalization: Normalization) -> Normalize {
 impl Inner {
     fn make(&self, step: u64) -> Result<StepBatch> {
         let (mut source, mut target) = (Vec::new(), Vec::new());
-        for item in 0..self.batch_size {
+        for item in group::current().items(self.batch_size) {
             let mut rng = Rng::stream(self.seed, "adapt item", &[step, item]);
             let styled = self.target(&mut rng)?;
             source.push(self.source(&mut rng, styled.as_ref())?);

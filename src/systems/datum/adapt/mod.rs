@@ -64,7 +64,9 @@ pub fn run(
     };
     stage.train(&mut training)?;
     let file = run.path().join(segmenter_file::FILE);
-    SegmenterFile::save(&file, &header, training.parameters())?;
+    if run.is_written() {
+        SegmenterFile::save(&file, &header, training.parameters())?;
+    }
     progress.say(&format!("segmenter: {}", file.display()));
     Ok(file)
 }

@@ -2,7 +2,7 @@
 
 use super::PersonalizeConfig;
 use crate::base::progress::Progress;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, group};
 use crate::diffusion::model::Model;
 use crate::diffusion::sampler::SamplerKind;
 use crate::diffusion::text_to_image::{Request, SamplingSettings};
@@ -28,9 +28,10 @@ pub fn prepare(model: &Model, config: &PersonalizeConfig, run: &RunDir, progress
     let existing =
         || -> Result<Vec<PathBuf>> { Ok(images::list(&folder)?.into_iter().filter(|p| images::is_image(p)).collect()) };
     let count = existing()?.len();
-    if count < config.num_class_images {
+    if run.is_written() && count < config.num_class_images {
         generate(model, config, &folder, count, progress)?;
     }
+    group::current().wait()?;
     let paths: Vec<PathBuf> = existing()?;
     paths.iter().take(config.num_class_images).map(|path| load(path, config.crop_size)).collect()
 }

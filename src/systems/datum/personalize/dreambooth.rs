@@ -3,7 +3,7 @@
 use super::base::{BASE_FILE, LORA_FILE, MODEL_FOLDER};
 use super::{Method, PersonalizeConfig};
 use crate::base::metrics::Metrics;
-use crate::base::{Error, Result, Rng};
+use crate::base::{Error, Result, Rng, group};
 use crate::diffusion::denoising::{Denoised, Draws};
 use crate::diffusion::model::Model;
 use crate::diffusion::noise_schedule::NoiseSchedule;
@@ -103,13 +103,14 @@ impl<'a> DreamBooth<'a> {
     /// # Randomness
     /// Per item a stream of step and item: crop top, crop left, latent noise. Class photos are cycled through.
     fn batch(&self, step: u64, micro: u64) -> Result<(Tensor, Vec<&str>)> {
-        let size = self.config.train_batch_size as u64;
+        let (own, group) = (self.config.train_batch_size as u64, group::current());
+        let size = own * group.size() as u64;
         let mut crops = Vec::new();
         let mut prompts = Vec::new();
         let kinds =
             [(&self.photos, self.config.instance_prompt.as_str()), (&self.class_images, self.config.class_prompt.as_str())];
         for (kind, (pictures, prompt)) in kinds.into_iter().filter(|(pictures, _)| !pictures.is_empty()).enumerate() {
-            for item in 0..size {
+            for item in group.items(own) {
                 let number = (step * self.config.gradient_accumulation_steps as u64 + micro) * size + item;
                 let mut rng = Rng::stream(self.config.seed, "dreambooth crop", &[number, kind as u64]);
                 crops.push(crop(&pictures[(number % pictures.len() as u64) as usize], self.config.crop_size, &mut rng));
@@ -118,7 +119,7 @@ impl<'a> DreamBooth<'a> {
         }
         let moments = self.vae.encode(&to_tensor(&crops)?)?;
         let mut rng = Rng::stream(self.config.seed, "posterior", &[step, micro]);
-        let noise = rng.normal_tensor(moments.mean.dims(), moments.mean.device())?;
+        let noise = rng.normal_items(moments.mean.dims(), moments.mean.device())?;
         Ok(((moments.sample(&noise)? * self.vae.scaling_factor())?.detach(), prompts))
     }
 

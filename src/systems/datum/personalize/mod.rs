@@ -57,7 +57,9 @@ pub fn run(
     };
     let mut training = dreambooth::DreamBooth::new(&model, &config, photos, class_images, run.path(), &origin)?;
     stage.train(&mut training)?;
-    training.export(run.path())?;
+    if run.is_written() {
+        training.export(run.path())?;
+    }
     progress.say(&format!("personalised model: {}", run.path().display()));
     Ok(run.path().into())
 }

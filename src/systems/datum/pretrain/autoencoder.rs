@@ -2,7 +2,7 @@
 
 use super::{PretrainConfig, photos::Photos};
 use crate::base::metrics::Metrics;
-use crate::base::{Result, Rng};
+use crate::base::{Result, Rng, group};
 use crate::data::loader::Loader;
 use crate::diffusion::model::Model;
 use crate::diffusion::text_to_image::to_tensor;
@@ -72,7 +72,7 @@ fn crops(photos: &Photos, config: &PretrainConfig, step: u64) -> Result<Tensor> 
         relight(&mut image.pixels, config.vae.relight, &mut rng);
         Ok(image)
     };
-    to_tensor(&(0..config.vae.batch_size as u64).map(crop).collect::<Result<Vec<_>>>()?)
+    to_tensor(&group::current().items(config.vae.batch_size as u64).map(crop).collect::<Result<Vec<_>>>()?)
 }
 
 /// Changes brightness, contrast, tint and saturation of a share of the crops: the frozen autoencoder has to serve light that
@@ -101,7 +101,7 @@ impl Training for Autoencoder<'_> {
         let images = self.batch(step)?;
         let moments = self.vae.encode(&images)?;
         let mut rng = Rng::stream(self.config.seed, "autoencoder noise", &[step]);
-        let latents = moments.sample(&rng.normal_tensor(moments.mean.dims(), moments.mean.device())?)?;
+        let latents = moments.sample(&rng.normal_items(moments.mean.dims(), moments.mean.device())?)?;
         let decoded = self.vae.decode(&latents)?;
         let terms = Terms::new(&images, &decoded, &moments.mean, &moments.logvar)?;
         let loss = terms.total(&self.config)?;

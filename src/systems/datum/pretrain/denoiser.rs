@@ -3,7 +3,7 @@
 use super::autoencoder::cosine;
 use super::{PretrainConfig, photos::Photos};
 use crate::base::metrics::Metrics;
-use crate::base::{Result, Rng};
+use crate::base::{Result, Rng, group};
 use crate::diffusion::denoising::{Denoised, Draws};
 use crate::diffusion::model::Model;
 use crate::diffusion::noise_schedule::NoiseSchedule;
@@ -86,7 +86,7 @@ impl<'a> Denoiser<'a> {
     /// Per item: photo, mirror, latent noise, caption, caption dropout.
     fn batch(&mut self, step: u64) -> Result<(Tensor, Vec<String>)> {
         let (mut latents, mut captions) = (Vec::new(), Vec::new());
-        for item in 0..self.config.unet.batch_size as u64 {
+        for item in group::current().items(self.config.unet.batch_size as u64) {
             let mut rng = Rng::stream(self.config.seed, "denoiser item", &[step, item]);
             let index = rng.below(self.photos.len());
             let flip = self.photos.draw_flip(&mut rng);

@@ -68,7 +68,9 @@ pub fn run(
     stage.train(&mut denoiser)?;
     denoiser.finish()?;
     let folder = run.path().join("model");
-    model.save(&folder)?;
+    if run.is_written() {
+        model.save(&folder)?;
+    }
     progress.say(&format!("model: {}", folder.display()));
     Ok(folder)
 }
