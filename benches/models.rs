@@ -1,53 +1,96 @@
 //! Times whole networks: a forward pass, and a training step (forward, backward, AdamW).
 //!
 //! `cargo bench --bench models [-- FILTER]` prints one line per network: name, then minimum and median of the forward pass,
-//! then of the step, in ms, separated by tabs. `benches/compare.sh` sets them beside PyTorch's.
+//! then of the step, in ms, then the peak memory of the process so far in MiB, separated by tabs. `DEVICE=cuda` computes on a GPU,
+//! with larger batches too; `LIST=1` prints the names alone. `benches/compare.sh` sets the lines beside PyTorch's.
 
 mod timing;
 
-use candle_core::{Device, Tensor};
-use datum::base::{Result, Rng};
+use candle_core::Tensor;
+use datum::base::device::{self, DeviceChoice};
+use datum::base::{Error, Result, Rng, heap};
+use datum::models::clip::ClipConfig;
+use datum::models::sam::{Sam, SamConfig};
 use datum::models::segmenter::{EncoderDecoder, Segmenter, SegmenterConfig};
 use datum::models::stable_diffusion::{TextConfig, TextEncoder, UNet, UNetConfig, Vae, VaeConfig};
-use datum::nn::{self, Builder, ParamStore, Pass};
+use datum::nn::{self, AdapterPlan, Builder, ParamStore, Pass};
 use datum::train::Gradients;
 use datum::train::optim::{AdamW, AdamWConfig, Group};
+use std::process::Command;
 use std::time::Duration;
 
-/// See [`timing::time`].
-fn time(call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
-    timing::time(Duration::from_millis(1500), 2, call)
+/// See [`timing::time`]; waits for what the device still has to do.
+fn time(mut call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
+    let device = device::current();
+    timing::time(Duration::from_millis(1500), 2, || {
+        call()?;
+        Ok(device.synchronize()?)
+    })
+}
+
+/// Most memory of this process in MiB; of a GPU all that is taken, as freed memory stays in the pool of the process.
+fn peak_mib() -> f64 {
+    if device::current().is_cpu() {
+        return heap::peak_memory().map_or(f64::NAN, |bytes| bytes as f64 / f64::from(1 << 20));
+    }
+    let said = Command::new("nvidia-smi").args(["--query-gpu=memory.used", "--format=csv,noheader,nounits"]).output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    said.lines().next().and_then(|line| line.trim().parse().ok()).unwrap_or(f64::NAN)
 }
 
 /// Makes a scalar of an output.
 type Loss<'a> = dyn Fn(&Tensor) -> candle_core::Result<Tensor> + 'a;
 
+/// What a step trains.
+enum Trains<'a> {
+    /// There is no step.
+    Nothing,
+    All(&'a Loss<'a>),
+    /// Updates of rank 4 beside the projections of every attention.
+    Lora(&'a Loss<'a>),
+}
+
 struct Bench {
     filter: String,
+    /// Names alone.
+    list: bool,
+    gpu: bool,
 }
 
 impl Bench {
-    /// A network built from parameters that it trains; `loss` gets the output.
+    /// A network built from parameters; `trains` holds what makes a scalar of the output of `run`.
     fn row<M>(
         &self,
         name: &str,
         build: impl Fn(&Builder) -> Result<M>,
         run: impl Fn(&M, &Pass) -> candle_core::Result<Tensor>,
-        loss: Option<&Loss>,
+        trains: Trains,
     ) -> Result<()> {
-        if !name.contains(&self.filter) {
+        if self.list {
+            println!("{name}");
+        }
+        if self.list || !name.contains(&self.filter) {
             return Ok(());
         }
         let builder = Builder::random(0);
-        let model = build(&builder)?;
-        let store = builder.finish()?;
+        let mut model = build(&builder)?;
+        let mut store = builder.finish()?;
         let frozen = build(&Builder::from_store(&store).frozen())?;
         let forward = time(|| Ok(run(&frozen, &Pass::eval()).map(drop)?))?;
-        let step = match loss {
-            Some(loss) => time(training_step(&store, || loss(&run(&model, &Pass::train(Rng::stream(0, "pass", &[])))?)))?,
-            None => (f64::NAN, f64::NAN),
+        if let Trains::Lora(_) = trains {
+            let targets = ["to_q", "to_k", "to_v", "to_out.0"].map(String::from).to_vec();
+            let plan = AdapterPlan { rank: 4, alpha: 4.0, targets };
+            let builder = Builder::from_store(&store).frozen().with_adapters(plan);
+            model = build(&builder)?;
+            store = builder.finish()?.select(|name| name.contains(".lora."));
+        }
+        let step = match trains {
+            Trains::Nothing => (f64::NAN, f64::NAN),
+            Trains::All(loss) | Trains::Lora(loss) => {
+                time(training_step(&store, || loss(&run(&model, &Pass::train(Rng::stream(0, "pass", &[])))?)))?
+            }
         };
-        println!("{name}\t{:.1}\t{:.1}\t{:.1}\t{:.1}", forward.0, forward.1, step.0, step.1);
+        println!("{name}\t{:.1}\t{:.1}\t{:.1}\t{:.1}\t{:.0}", forward.0, forward.1, step.0, step.1, peak_mib());
         Ok(())
     }
 
@@ -57,19 +100,79 @@ impl Bench {
         let [batch, _, height, width] = shape;
         let images = normal(&shape)?;
         let labels: Vec<u32> = (0..(batch * height * width) as u32).map(|i| i % 19).collect();
-        let labels = Tensor::from_vec(labels, (batch, height, width), &Device::Cpu)?;
+        let labels = Tensor::from_vec(labels, (batch, height, width), &device::current())?;
         let loss = |logits: &Tensor| nn::cross_entropy(&nn::resize_bilinear(logits, (height, width), false)?, &labels, None);
-        self.row(name, |b| EncoderDecoder::new(&config, b), |model, pass| model.forward(&images, pass), Some(&loss))
+        self.row(name, |b| EncoderDecoder::new(&config, b), |model, pass| model.forward(&images, pass), Trains::All(&loss))
     }
 
-    fn unet(&self, name: &str, config: &UNetConfig, side: usize, tokens: usize, trains: bool) -> Result<()> {
-        let latents = normal(&[1, config.in_channels, side, side])?;
-        let context = normal(&[1, tokens, config.cross_attention_dim])?;
-        let time = Tensor::new(&[500f32], &Device::Cpu)?;
-        let loss = |out: &Tensor| nn::mse(out, &latents);
-        let loss: Option<&Loss> = if trains { Some(&loss) } else { None };
-        self.row(name, |b| UNet::new(config, b), |unet, _| unet.forward(&latents, &time, &context), loss)
+    /// Segmenters at the sizes they train at.
+    fn segmenters(&self) -> Result<()> {
+        self.segmenter("lite0 + daformer 64, 2x240x320", "efficientnet-lite0", 64, [2, 3, 240, 320])?;
+        self.segmenter("mit-b0 + daformer 256, 512x512", "mit-b0", 256, [1, 3, 512, 512])?;
+        self.segmenter("mit-b5 + daformer 256, 512x512", "mit-b5", 256, [1, 3, 512, 512])?;
+        match self.gpu {
+            true => self.segmenter("mit-b5 + daformer 256, 2x512x512", "mit-b5", 256, [2, 3, 512, 512]),
+            false => Ok(()),
+        }
     }
+
+    /// `latents` (batch, side); `lora` trains updates instead of all weights.
+    fn unet(&self, name: &str, config: &UNetConfig, (batch, side): (usize, usize), tokens: usize, how: Step) -> Result<()> {
+        let latents = normal(&[batch, config.in_channels, side, side])?;
+        let context = normal(&[batch, tokens, config.cross_attention_dim])?;
+        let time = Tensor::full(500f32, batch, &device::current())?;
+        let loss = |out: &Tensor| nn::mse(out, &latents);
+        let trains = match how {
+            Step::None => Trains::Nothing,
+            Step::Full => Trains::All(&loss),
+            Step::Lora => Trains::Lora(&loss),
+        };
+        self.row(name, |b| UNet::new(config, b), |unet, _| unet.forward(&latents, &time, &context), trains)
+    }
+
+    fn unets(&self) -> Result<()> {
+        self.unet("small U-Net, 40x40 latents", &small_unet(), (1, 40), 16, Step::Full)?;
+        let sd = UNetConfig::default();
+        self.unet("SD 1.5 U-Net, 32x32 latents", &sd, (1, 32), 77, Step::Full)?;
+        self.unet("SD 1.5 U-Net + LoRA, 32x32 latents", &sd, (1, 32), 77, Step::Lora)?;
+        if !self.gpu {
+            return self.unet("SD 1.5 U-Net, 64x64 latents", &sd, (1, 64), 77, Step::None);
+        }
+        self.unet("SD 1.5 U-Net, 64x64 latents", &sd, (1, 64), 77, Step::Full)?;
+        self.unet("SD 1.5 U-Net + LoRA, 64x64 latents", &sd, (1, 64), 77, Step::Lora)?;
+        // With guidance every picture takes two.
+        self.unet("SD 1.5 U-Net, 2x64x64 latents", &sd, (2, 64), 77, Step::None)?;
+        self.unet("SD 1.5 U-Net, 16x64x64 latents", &sd, (16, 64), 77, Step::None)
+    }
+
+    /// The other networks of Stable Diffusion, and those of CLOUDS.
+    fn others(&self) -> Result<()> {
+        let latents = normal(&[1, 4, 64, 64])?;
+        let vae = VaeConfig::default();
+        self.row("SD 1.5 decoder, 512x512", |b| Vae::new(&vae, b), |vae, _| vae.decode(&latents), Trains::Nothing)?;
+        let text = TextConfig::default();
+        let ids: Vec<u32> = (0..77).map(|i| i * 601 % 49408).collect();
+        let ids = Tensor::from_vec(ids, (1, 77), &device::current())?;
+        let loss = |out: &Tensor| out.sqr()?.mean_all();
+        self.row("SD 1.5 text encoder", |b| TextEncoder::new(&text, b), |text, _| text.forward(&ids), Trains::All(&loss))?;
+
+        let images = normal(&[1, 3, 768, 768])?;
+        let clip = ClipConfig::named("convnext_large_d_320")?;
+        let last = |maps: Vec<Tensor>| maps.into_iter().next_back().ok_or_else(|| candle_core::Error::Msg("no map".into()));
+        let build = |builder: &Builder| clip.visual.build(builder);
+        self.row("CLIP ConvNeXt-L, 768x768", build, |tower, pass| last(tower.features(&images, pass)?), Trains::Nothing)?;
+        let images = normal(&[1, 3, 1024, 1024])?;
+        let run = |sam: &Sam, pass: &Pass| sam.encode(&images, pass);
+        self.row("SAM ViT-B encoder, 1024x1024", |b| Sam::new(&SamConfig::vit_b(), b), run, Trains::Nothing)
+    }
+}
+
+/// What [`Bench::unet`] trains.
+#[derive(Clone, Copy)]
+enum Step {
+    None,
+    Full,
+    Lora,
 }
 
 /// One step as trainings do it.
@@ -83,7 +186,7 @@ fn training_step(store: &ParamStore, loss: impl Fn() -> candle_core::Result<Tens
 }
 
 fn normal(shape: &[usize]) -> Result<Tensor> {
-    Ok(Rng::stream(0, "inputs", &[]).normal_tensor(shape, &Device::Cpu)?)
+    Ok(Rng::stream(0, "inputs", &[]).normal_tensor(shape, &device::current())?)
 }
 
 /// A U-Net of the size that trains from scratch on a CPU.
@@ -104,21 +207,13 @@ fn small_unet() -> UNetConfig {
 fn main() -> Result<()> {
     datum::base::heap::keep_pages();
     datum::base::threads::share_processors();
+    let named = std::env::var("DEVICE").map_or(Ok(DeviceChoice::Cpu), |name| name.parse());
+    let device = named.map_err(|e| Error::Usage(format!("DEVICE: {e}")))?;
+    let device = device.open()?.device;
+    device::make_current(&device);
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
-    let bench = Bench { filter };
-    bench.segmenter("lite0 + daformer 64, 2x240x320", "efficientnet-lite0", 64, [2, 3, 240, 320])?;
-    bench.segmenter("mit-b0 + daformer 256, 512x512", "mit-b0", 256, [1, 3, 512, 512])?;
-    bench.segmenter("mit-b5 + daformer 256, 512x512", "mit-b5", 256, [1, 3, 512, 512])?;
-    bench.unet("small U-Net, 40x40 latents", &small_unet(), 40, 16, true)?;
-    let sd = UNetConfig::default();
-    bench.unet("SD 1.5 U-Net, 32x32 latents", &sd, 32, 77, true)?;
-    bench.unet("SD 1.5 U-Net, 64x64 latents", &sd, 64, 77, false)?;
-    let latents = normal(&[1, 4, 64, 64])?;
-    let vae = VaeConfig::default();
-    bench.row("SD 1.5 decoder, 512x512", |b| Vae::new(&vae, b), |vae, _| vae.decode(&latents), None)?;
-    let text = TextConfig::default();
-    let ids: Vec<u32> = (0..77).map(|i| i * 601 % 49408).collect();
-    let ids = Tensor::from_vec(ids, (1, 77), &Device::Cpu)?;
-    let loss = |out: &Tensor| out.sqr()?.mean_all();
-    bench.row("SD 1.5 text encoder", |b| TextEncoder::new(&text, b), |text, _| text.forward(&ids), Some(&loss))
+    let bench = Bench { filter, list: std::env::var_os("LIST").is_some(), gpu: !device.is_cpu() };
+    bench.segmenters()?;
+    bench.unets()?;
+    bench.others()
 }

@@ -6,6 +6,8 @@
 #   --check  only check the Rust code, without nvcc (minutes instead of tens of minutes)
 #   --dev    build with the dev profile instead of release
 #
+# Leaves what to carry to the machine with the GPU in target/cuda/carry: `datum`, and `models` for scripts/measure-gpu.sh.
+#
 # CUDA_COMPUTE_CAP   kernels of candle for this GPU generation: 90 for H100 and H200 only (default), 80 for all since A100
 # CARGO_TARGET_DIR   where to build (default: target/cuda/build)
 # PYTHON             a Python with pip (default: python3)
@@ -37,9 +39,13 @@ profile=release folder=release
 
 # The functions of CUDA that cudarc, the bindings, refers to: `nm --undefined-only` of its dev build.
 "$python" scripts/cuda/trampolines.py "$work/stubs" "$CUDA_HOME/lib/libcudart_static.a" <scripts/cuda/symbols.txt
-LIBRARY_PATH="$work/stubs${LIBRARY_PATH:+:$LIBRARY_PATH}" cargo build --profile "$profile" --features cudnn --bins
+LIBRARY_PATH="$work/stubs${LIBRARY_PATH:+:$LIBRARY_PATH}" cargo build --profile "$profile" --features cudnn --bin datum --bench models
 
-program=$CARGO_TARGET_DIR/$folder/datum
+mkdir -p "$work/carry"
+bench=$(find "$CARGO_TARGET_DIR/$folder/deps" -name 'models-*' -type f -perm -u+x -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
+strip -o "$work/carry/models" "$bench"
+strip -o "$work/carry/datum" "$CARGO_TARGET_DIR/$folder/datum"
+program=$work/carry/datum
 echo "built: $program, $(wc -c <"$program") bytes"
 if ldd "$program" | grep -E 'libcu|libnv'; then
     echo "error: the program needs CUDA's libraries to start" >&2

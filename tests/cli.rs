@@ -16,6 +16,8 @@ mod generate;
 mod happy;
 #[path = "cli/help.rs"]
 mod help;
+#[path = "cli/readme.rs"]
+mod readme;
 #[path = "cli/report.rs"]
 mod report;
 #[path = "cli/resume.rs"]

@@ -147,7 +147,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 fn small(count: u64) -> StreetSet {
-    StreetSet { count, width: 48, height: 32, look: vec!["day".into(), "night".into()], seed: 9 }
+    StreetSet { count, width: 48, height: 32, look: vec!["day".into(), "night".into()], seed: 9, ..StreetSet::default() }
 }
 
 fn write(set: &StreetSet, folder: &Path, threads: usize) -> (u64, u64) {
@@ -206,7 +206,7 @@ fn settings_that_cannot_work_are_explained() {
         (StreetSet { count: 0, ..small(1) }, "--count 0"),
         (StreetSet { look: vec!["dust".into()], ..small(1) }, "did you mean `dusk`?"),
         (StreetSet { look: Vec::new(), ..small(1) }, "--look day"),
-        (StreetSet { seed: 1, ..small(3) }, "other settings: seed 9, 48x32"),
+        (StreetSet { seed: 1, ..small(3) }, "other settings: seed 9, 48x32, focus 0"),
         (StreetSet { look: vec!["fog".into()], ..small(3) }, "by the look `day`"),
     ];
     let before = contents(dir.path());

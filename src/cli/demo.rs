@@ -131,7 +131,7 @@ const STEPS: &[Step] = &[
 
 /// Runs the verb.
 pub fn run(args: DemoArgs) -> Result<()> {
-    args.compute.apply()?;
+    let (device, _) = args.compute.apply()?;
     let progress = args.display.progress();
     let started = Instant::now();
     let mut given = args.run.clone();
@@ -143,7 +143,8 @@ pub fn run(args: DemoArgs) -> Result<()> {
         output => RunDir::create(output.as_deref(), Path::new(settings::RUNS), "demo")?,
     };
     record(&run, &resolved)?;
-    let demo = Demo { args: &args, config: &resolved.settings, folder: run.path(), progress: &progress, started };
+    let device = crate::base::device::name(&device);
+    let demo = Demo { args: &args, config: &resolved.settings, folder: run.path(), progress: &progress, device, started };
     for (index, step) in STEPS.iter().enumerate() {
         demo.step(index, step, &run)?;
         match step.folder {
@@ -174,6 +175,8 @@ struct Demo<'a> {
     config: &'a DemoConfig,
     folder: &'a Path,
     progress: &'a dyn Progress,
+    /// Where the commands compute.
+    device: String,
     started: Instant,
 }
 
@@ -214,6 +217,9 @@ impl Demo<'_> {
         };
         let mut arguments: Vec<String> = step.command.split_whitespace().map(fill).collect();
         arguments.extend(["--recipe".into(), recipe.clone()]);
+        if arguments[0] != "dataset" {
+            arguments.extend(["--device".into(), self.device.clone()]);
+        }
         if !arguments.iter().any(|argument| argument == "--seed") {
             arguments.extend(["--seed".into(), seed.to_string()]);
         }
@@ -288,7 +294,7 @@ impl Demo<'_> {
             let (folder, dataset) =
                 (self.folder.join(name).display().to_string(), self.folder.join(UNSEEN).display().to_string());
             let overlays = self.folder.join(name).join("overlays").display().to_string();
-            let command = ["evaluate", "--checkpoint", &folder, "--dataset", &dataset, "--overlays", &overlays];
+            let command = ["evaluate", "--checkpoint", &folder, "--dataset", &dataset, "--overlays", &overlays, "--device", &self.device];
             let arguments = command.map(String::from).to_vec();
             scores.push(parse(&run.timed("evaluate", || self.call(&arguments))?)?);
         }

@@ -205,10 +205,10 @@ fn warnings(findings: &Findings) -> Vec<String> {
     warnings
 }
 
-/// The program that a shell would start for `datum`, if it is not this one.
+/// The program that a shell would start for the name of this one, if it is not this one.
 fn earlier_in(path: &std::ffi::OsStr, own: &Path) -> Option<PathBuf> {
-    let name = format!("datum{}", std::env::consts::EXE_SUFFIX);
-    let first = std::env::split_paths(path).map(|folder| folder.join(&name)).find(|file| file.is_file())?;
+    let name = own.file_name()?;
+    let first = std::env::split_paths(path).map(|folder| folder.join(name)).find(|file| file.is_file())?;
     let same = first.canonicalize().ok().zip(own.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     (!same).then_some(first)
 }

@@ -23,7 +23,7 @@ pub struct CompletionsArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  datum man --output ~/.local/share/man/man1\n  datum man")]
 pub struct ManArgs {
-    /// Folder for datum.1, datum-personalize.1, … [default: print datum.1]
+    /// Folder for the pages [default: print that of the program itself]
     #[arg(long, short, value_name = "DIR")]
     output: Option<PathBuf>,
     #[command(flatten)]

@@ -103,6 +103,7 @@ mod tests {
     use super::*;
     use crate::data::StreetSet;
     use crate::io::atomic;
+    use crate::systems::clouds::config::PromptsConfig;
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, PersonalizeConfig, PretrainConfig};
     use std::path::Path;
 
@@ -140,6 +141,7 @@ mod tests {
             "pretrain" => toml::to_string(&PretrainConfig::default()),
             "personalize" => toml::to_string(&PersonalizeConfig::default()),
             "generate" => toml::to_string(&GenerateConfig::default()),
+            "prompts" => toml::to_string(&PromptsConfig::default()),
             "adapt" => toml::to_string(&AdaptConfig::default()),
             "render-street" => toml::to_string(&StreetSet::default()),
             _ => return None,
@@ -151,8 +153,8 @@ mod tests {
     #[test]
     fn reference_pages_are_current() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference");
-        let pages = manual::reference(Cli::command(), &defaults);
-        assert!(pages.len() > 12, "{}", pages.len());
+        let pages = [Cli::command(), clouds::Cli::command()].map(|program| manual::reference(program, &defaults)).concat();
+        assert!(pages.len() > 20, "{}", pages.len());
         if std::env::var_os("UPDATE_REFERENCE").is_some() {
             pages.iter().try_for_each(|(name, text)| atomic::write(&folder.join(name), text.as_bytes())).unwrap();
         }

@@ -13,7 +13,7 @@
 //! number of looks. `street=FOLDER` opens the folder as a [`Dataset`](super::Dataset).
 
 use super::descriptor::classes_of;
-use super::street::{Look, Rendered, Scene};
+use super::street::{Look, Rendered, Scene, focus};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
 use crate::io::manifest::{self, Manifest, Record, json_lines};
@@ -52,13 +52,15 @@ pub struct StreetSet {
     pub height: usize,
     /// Names of looks; scenes take them in turn.
     pub look: Vec<String>,
+    /// Share of scenes that are about one kind of thing, near the camera, 0 to 1; for teaching text-to-image models.
+    pub focus: f64,
     /// Seed of all scenes.
     pub seed: u64,
 }
 
 impl Default for StreetSet {
     fn default() -> Self {
-        Self { count: 500, width: 512, height: 256, look: vec![Look::Day.name().into()], seed: 0 }
+        Self { count: 500, width: 512, height: 256, look: vec![Look::Day.name().into()], focus: 0.0, seed: 0 }
     }
 }
 
@@ -85,6 +87,8 @@ struct Rendering {
     seed: u64,
     width: usize,
     height: usize,
+    #[serde(default)]
+    focus: f64,
     /// BLAKE3 of the picture and of its label map.
     blake3: String,
     label_blake3: String,
@@ -114,18 +118,19 @@ impl StreetSet {
         let Some(folder) = folder.filter(|folder| Self::is_begun(folder)) else { return Ok(()) };
         let (records, _) = manifest::read::<Rendering>(&folder.join(MANIFEST))?;
         let fits = |record: &&Rendering| {
-            (record.seed, record.width, record.height) == (self.seed, self.width, self.height)
+            (record.seed, record.width, record.height, record.focus) == (self.seed, self.width, self.height, self.focus)
                 && record.look == look_of(&looks, record.index).name()
         };
         match records.iter().find(|record| !fits(record)) {
             None => Ok(()),
             Some(other) => Err(Error::Usage(format!(
-                "{} holds scenes of other settings: seed {}, {}x{}, scene {} by the look `{}`\n  next: choose another `--output`, \
+                "{} holds scenes of other settings: seed {}, {}x{}, focus {}, scene {} by the look `{}`\n  next: choose another `--output`, \
                  or give the same settings to add scenes",
                 folder.display(),
                 other.seed,
                 other.width,
                 other.height,
+                other.focus,
                 other.index,
                 other.look
             ))),
@@ -186,6 +191,9 @@ impl StreetSet {
                 )));
             }
         }
+        if !(0.0..=1.0).contains(&self.focus) {
+            return Err(Error::Usage(format!("--focus {}: expected a share from 0 to 1", self.focus)));
+        }
         if self.count == 0 || self.count > MOST {
             return Err(Error::Usage(format!("--count {}: expected 1 to {MOST}\n  next: give the number of scenes", self.count)));
         }
@@ -213,7 +221,11 @@ impl<'a> Job<'a> {
     fn make(&self, index: u64) -> Result<Rendering> {
         let set = self.set;
         let look = look_of(&self.looks, index);
-        let Rendered { image, labels, captions, things } = Scene::new(set.seed, index).render((set.height, set.width), look);
+        let scene = match focus::turn(index, set.focus) {
+            None => Scene::new(set.seed, index),
+            Some(turn) => Scene::about(set.seed, index, turn),
+        };
+        let Rendered { image, labels, captions, things } = scene.render((set.height, set.width), look);
         let (file, label) = (format!("{IMAGES}/{index:06}.png"), format!("{LABELS}/{index:06}.png"));
         let (image_path, label_path) = (self.folder.join(&file), self.folder.join(&label));
         images::write_png_fast(&image_path, &image)?;
@@ -227,6 +239,7 @@ impl<'a> Job<'a> {
             seed: set.seed,
             width: set.width,
             height: set.height,
+            focus: set.focus,
             blake3: hash::file(&image_path)?,
             label_blake3: hash::file(&label_path)?,
             captions,

@@ -248,8 +248,8 @@ fn unavailable(id: &ModelId, settings: &HubSettings, why: &str) -> Error {
     Error::environment(
         format!("cannot get {id} from {}: {why}", settings.endpoint),
         format!(
-            "give a folder in diffusers layout as `--base`, train a small one with `datum pretrain --images PHOTOS`, or set \
-             `HF_HUB_CACHE` or `HF_HOME` to a cache that holds the model (now {})",
+            "give `nano` (the small model inside the program) or a folder in diffusers layout in its place (`--base`, and `--model` \
+             when generating), or set `HF_HUB_CACHE` or `HF_HOME` to a cache that holds the model (now {})",
             cache.display()
         ),
     )

@@ -3,9 +3,9 @@
 mod prompts;
 mod train;
 
-use super::{evaluate, generate, predict};
+use super::{doctor, evaluate, generate, manual, predict};
 use crate::base::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Recipe below all others of `clouds generate`.
 const GENERATE_RECIPE: &str = "clouds-sd2";
@@ -37,6 +37,12 @@ enum Verb {
     Evaluate(evaluate::EvaluateArgs),
     #[command(after_help = "Examples:\n  clouds predict --checkpoint runs/adapted photos --output out")]
     Predict(predict::PredictArgs),
+    #[command(after_help = "Examples:\n  clouds doctor\n  clouds doctor --self-test --device cuda")]
+    Doctor(doctor::DoctorArgs),
+    #[command(after_help = "Examples:\n  clouds completions bash > ~/.local/share/bash-completion/completions/clouds")]
+    Completions(manual::CompletionsArgs),
+    #[command(after_help = "Examples:\n  clouds man --output ~/.local/share/man/man1\n  clouds man")]
+    Man(manual::ManArgs),
 }
 
 /// Runs a verb.
@@ -47,6 +53,9 @@ pub(super) fn run(cli: Cli) -> Result<()> {
         Verb::Train(args) => train::run(*args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Completions(args) => manual::completions(&args, Cli::command()),
+        Verb::Man(args) => manual::man(&args, Cli::command()),
     }
 }
 
@@ -54,7 +63,6 @@ pub(super) fn run(cli: Cli) -> Result<()> {
 mod tests {
     use super::super::tests::commands;
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn every_example_is_accepted() {

@@ -51,6 +51,9 @@ struct Flags {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     look: Vec<String>,
+    /// Share of quiet scenes about one kind of thing, near the camera, for teaching text-to-image models, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    focus: Option<f64>,
 }
 
 /// Reads `512x256`: width, then height.

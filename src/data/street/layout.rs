@@ -80,6 +80,19 @@ impl Scene {
     /// # Randomness
     /// Two streams of their own; nothing else is drawn from.
     pub fn new(seed: u64, index: u64) -> Self {
+        Self::populated(seed, index, Self::populate)
+    }
+
+    /// Scene number `index` as a quiet street with a few things of one kind near the camera; the kinds of [`super::focus`] take
+    /// `turn`s.
+    ///
+    /// # Randomness
+    /// As [`Self::new`].
+    pub fn about(seed: u64, index: u64, turn: u64) -> Self {
+        Self::populated(seed, index, |scene, rng| scene.populate_about(rng, turn))
+    }
+
+    fn populated(seed: u64, index: u64, populate: impl FnOnce(&mut Self, &mut Rng)) -> Self {
         let rng = &mut Rng::stream(seed, "street scene", &[index]);
         let street = Street::draw(rng);
         let mut scene = Self {
@@ -101,7 +114,7 @@ impl Scene {
         };
         let street = scene.street.clone();
         street.build(&mut scene.model);
-        scene.populate(rng);
+        populate(&mut scene, rng);
         scene
     }
 

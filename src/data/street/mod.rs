@@ -11,6 +11,7 @@
 //! | `model`, `raster` | primitives and what each sample of the picture sees |
 //! | `material`, `surface`, `facade`, `bodywork`, `signs` | what surfaces look like |
 //! | `look`, `light`, `effects` | sun, sky, lamps, fog, rain, snow, the camera |
+//! | `focus` | scenes about one kind of thing |
 //! | `caption` | sentences for text-to-image training |
 //!
 //! Label maps come from the same samples as the picture. They hold Cityscapes train ids and are the same for every look.
@@ -21,6 +22,7 @@ mod buildings;
 mod caption;
 mod effects;
 mod facade;
+pub(super) mod focus;
 mod furniture;
 mod ground;
 mod layout;

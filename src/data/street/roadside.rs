@@ -178,7 +178,7 @@ impl Scene {
         self.kerb_guard(rng, side);
     }
 
-    fn lamp_row(&mut self, rng: &mut Rng, side: f32) {
+    pub(super) fn lamp_row(&mut self, rng: &mut Rng, side: f32) {
         let every = rng.uniform_in(20.0, 32.0);
         let mut s = rng.uniform_in(4.0, every);
         let l = self.street.kerb_at(side) + side * 0.45;
@@ -191,7 +191,7 @@ impl Scene {
         }
     }
 
-    fn tree_row(&mut self, rng: &mut Rng, side: f32) {
+    pub(super) fn tree_row(&mut self, rng: &mut Rng, side: f32) {
         let verge = self.street.verge[index(side)];
         if !chance(rng, if verge > 0.0 { 0.9 } else { 0.4 }) {
             return;

@@ -16,7 +16,7 @@ const MIX: [User; 14] = {
 
 /// Kinds of road users with a length to claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum User {
+pub(super) enum User {
     Car,
     Truck,
     Bus,
@@ -26,7 +26,7 @@ enum User {
 }
 
 impl User {
-    fn half_length(self) -> f32 {
+    pub(super) fn half_length(self) -> f32 {
         match self {
             Self::Car => 3.0,
             Self::Truck => 5.6,
@@ -105,7 +105,7 @@ impl Scene {
     }
 
     /// Puts a road user near station `s` on some lane; false if there is no room.
-    fn drive(&mut self, rng: &mut Rng, user: User, s: f32) -> bool {
+    pub(super) fn drive(&mut self, rng: &mut Rng, user: User, s: f32) -> bool {
         let with = chance(rng, 0.5);
         let number = if user == User::Tram { 0 } else { rng.below(self.street.lanes) };
         let mut l = self.street.lane_middle(number, with) + rng.uniform_in(-0.25, 0.25);

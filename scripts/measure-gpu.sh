@@ -1,0 +1,28 @@
+#!/bin/sh
+# Measures on the machine's GPU, beside PyTorch (eager, and compiled) on the same card: the self-test of all operations, then the
+# networks of benches/models.rs with their peak memory, within nine minutes. See docs/gpu.md.
+#
+# usage: scripts/measure-gpu.sh FOLDER [OUTPUT]
+#   FOLDER   holds `datum` and `models`, as scripts/build-cuda.sh leaves them in target/cuda/carry
+#   OUTPUT   the table [default: gpu.md]
+#
+# DEVICE   cuda (default), or cpu to try the script      BUDGET   seconds for the networks (default: 420)
+# FILTER   rows whose names hold this                    PYTHON   with torch, diffusers, … as in benches/models.py
+set -eu
+folder=$(cd "$1" && pwd)
+output=${2:-gpu.md}
+export DEVICE="${DEVICE:-cuda}" BUDGET="${BUDGET:-420}" BENCH=models OURS="$folder/models" COMPILE="${COMPILE-1}"
+{
+    echo "# Measured $(date -u +%Y-%m-%d)"
+    echo
+    if [ "$DEVICE" = cpu ]; then grep -m1 'model name' /proc/cpuinfo; else
+        nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+    fi
+    "${PYTHON:-python3}" -c 'import torch; print("torch", torch.__version__)'
+    printf '\n## Self-test\n\n```\n'
+    "$folder/datum" doctor --self-test --device "$DEVICE"
+    printf '```\n\n## Networks\n\n'
+    "$(dirname "$0")/../benches/compare.sh" 1 "${FILTER:-}"
+} >"$output.part"
+mv "$output.part" "$output"
+cat "$output"
