@@ -1,5 +1,6 @@
 //! The `clouds` program: its own verbs, and those it shares with `datum`.
 
+mod pretrain;
 mod prompts;
 mod train;
 
@@ -31,6 +32,7 @@ enum Verb {
                             clouds generate --model runs/small/model --count 200"
     )]
     Generate(Box<generate::GenerateArgs>),
+    Pretrain(pretrain::PretrainArgs),
     Train(Box<train::TrainArgs>),
     #[command(after_help = "Examples:\n  clouds evaluate --checkpoint runs/adapted --dataset cityscapes\n  \
                             clouds evaluate --predictions ids --dataset bdd100k --split val --json")]
@@ -50,6 +52,7 @@ pub(super) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Prompts(args) => prompts::run(args),
         Verb::Generate(args) => generate::run_over(Some(GENERATE_RECIPE), *args),
+        Verb::Pretrain(args) => pretrain::run(args),
         Verb::Train(args) => train::run(*args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
