@@ -86,14 +86,14 @@ pub fn verbs(mut command: Command) -> Vec<(Vec<String>, Command)> {
 
 /// Name and text of the reference pages: the full help of every verb, and of verbs with a recipe all its keys.
 ///
-/// `defaults` gives the TOML of a verb's default settings.
+/// `defaults` gives the TOML of the default settings of a program and its verb.
 #[cfg(test)]
-pub fn reference(command: Command, defaults: &dyn Fn(&str) -> Option<String>) -> Vec<(String, String)> {
+pub fn reference(command: Command, defaults: &dyn Fn(&[String]) -> Option<String>) -> Vec<(String, String)> {
     let page = |(words, command): (Vec<String>, Command)| {
         let help = command.term_width(110).render_long_help().to_string();
         let help: Vec<&str> = help.lines().map(str::trim_end).collect();
         let mut text = format!("# {}\n\n```text\n{}\n```\n", words.join(" "), help.join("\n"));
-        if let Some(keys) = words.last().and_then(|verb| defaults(verb)) {
+        if let Some(keys) = defaults(&words) {
             text += &format!("\n## Recipe keys with their defaults\n\n```toml\n{}\n```\n", keys.trim_end());
         }
         (format!("{}.md", words.join("-")), text)

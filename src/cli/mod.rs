@@ -104,6 +104,7 @@ mod tests {
     use crate::data::StreetSet;
     use crate::io::atomic;
     use crate::systems::clouds::config::PromptsConfig;
+    use crate::systems::clouds::pretrain::config::ClipPretrainConfig;
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, PersonalizeConfig, PretrainConfig};
     use std::path::Path;
 
@@ -136,8 +137,9 @@ mod tests {
     }
 
     /// The default settings of verbs that take a recipe.
-    fn defaults(verb: &str) -> Option<String> {
-        let text = match verb {
+    fn defaults(words: &[String]) -> Option<String> {
+        let text = match words.last()?.as_str() {
+            "pretrain" if words[0] == "clouds" => toml::to_string(&ClipPretrainConfig::default()),
             "pretrain" => toml::to_string(&PretrainConfig::default()),
             "personalize" => toml::to_string(&PersonalizeConfig::default()),
             "generate" => toml::to_string(&GenerateConfig::default()),

@@ -22,6 +22,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("clouds-synthia", include_str!("../../recipes/clouds-synthia.toml")),
     ("clouds-cityscapes", include_str!("../../recipes/clouds-cityscapes.toml")),
     ("clouds-nano", include_str!("../../recipes/clouds-nano.toml")),
+    ("clouds-nano-clip", include_str!("../../recipes/clouds-nano-clip.toml")),
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
@@ -32,8 +33,19 @@ const SHIPPED: &[(&str, &str)] = &[
 ];
 
 /// Verbs with a table of their own in recipes.
-const VERBS: &[&str] =
-    &["pretrain", "personalize", "generate", "adapt", "render-street", "demo", "prompts", "train", "refine", "masks"];
+const VERBS: &[&str] = &[
+    "pretrain",
+    "pretrain-clip",
+    "personalize",
+    "generate",
+    "adapt",
+    "render-street",
+    "demo",
+    "prompts",
+    "train",
+    "refine",
+    "masks",
+];
 
 /// Folder of numbered runs.
 pub const RUNS: &str = "runs";
@@ -161,6 +173,7 @@ mod tests {
     use super::*;
     use crate::data::StreetSet;
     use crate::systems::clouds::config::PromptsConfig;
+    use crate::systems::clouds::pretrain::config::ClipPretrainConfig;
     use crate::systems::clouds::train::config::TrainConfig;
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, Method, PersonalizeConfig, PretrainConfig};
     use serde_json::json;
@@ -176,6 +189,10 @@ mod tests {
             for verb in toml::from_str::<toml::Table>(text).unwrap().keys() {
                 match verb.as_str() {
                     "pretrain" => resolved::<PretrainConfig>(verb, name).validate().unwrap(),
+                    "pretrain-clip" => {
+                        let files = ClipPretrainConfig { images: "i".into(), captions: "c".into(), ..resolved(verb, name) };
+                        files.validate().unwrap();
+                    }
                     "personalize" => resolved::<PersonalizeConfig>(verb, name).validate().unwrap(),
                     "generate" => drop(resolved::<GenerateConfig>(verb, name)),
                     "adapt" => resolved::<AdaptConfig>(verb, name).validate().unwrap(),

@@ -69,7 +69,8 @@ fn wrong_prompts_commands_say_what_would_be_right() {
         ("prompts --llm gguf:none.gguf", 3, &["none.gguf"]),
         ("prompts --set grammar=none.toml", 3, &["none.toml"]),
         ("generate --model nowhere --prompts street.txt", 3, &["nowhere"]),
-        ("pretrain", 2, &["unrecognized subcommand"]),
+        ("personalize", 2, &["unrecognized subcommand"]),
+        ("pretrain --images photos", 2, &["photos with captions", "--captions FILE"]),
     ] {
         outcome(&mut clouds(&sandbox, line)).failed(line, code, parts);
     }

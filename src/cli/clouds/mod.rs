@@ -1,6 +1,7 @@
 //! The `clouds` program: its own verbs, and those it shares with `datum`.
 
 mod masks;
+mod pretrain;
 mod prompts;
 mod refine;
 mod train;
@@ -37,6 +38,7 @@ enum Verb {
                             clouds generate --model runs/small/model --count 200"
     )]
     Generate(Box<generate::GenerateArgs>),
+    Pretrain(pretrain::PretrainArgs),
     Train(Box<train::TrainArgs>),
     Refine(refine::RefineArgs),
     Masks(masks::MasksArgs),
@@ -58,6 +60,7 @@ pub(super) fn run(cli: Cli) -> Result<()> {
     match cli.verb {
         Verb::Prompts(args) => prompts::run(args),
         Verb::Generate(args) => generate::run_over(Some(GENERATE_RECIPE), *args),
+        Verb::Pretrain(args) => pretrain::run(args),
         Verb::Train(args) => train::run(*args),
         Verb::Refine(args) => refine::run(args),
         Verb::Masks(args) => masks::run(args),

@@ -1,8 +1,8 @@
 //! Class names as CLIP reads them: synonyms put into sentences, sentences averaged to one vector per synonym.
 
-use super::TextTower;
+use super::{TextTower, unit};
 use crate::base::{Error, Result};
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 /// Sentences around a class name, `{}`.
 ///
@@ -82,9 +82,4 @@ pub fn class_vectors(tower: &TextTower, prompts: &[String], ids: impl Fn(&str) -
     let vectors = Tensor::cat(&vectors, 0)?;
     let per_name = vectors.reshape((prompts.len() / TEMPLATES.len(), TEMPLATES.len(), vectors.dim(1)?))?;
     Ok(unit(&per_name.mean(1)?)?)
-}
-
-/// Rows brought to length 1. # Shapes: (…, D) → same
-fn unit(xs: &Tensor) -> candle_core::Result<Tensor> {
-    xs.broadcast_div(&xs.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
 }

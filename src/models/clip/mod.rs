@@ -1,15 +1,17 @@
 //! CLIP: image towers as encoders of several levels, and the text tower that names classes.
 //!
 //! Names are those of open_clip (`visual.trunk.…`, `transformer.resblocks.…`), so that its files and checkpoints built on
-//! it (FC-CLIP, CLOUDS: `backbone.clip_model.…`) load as they are. What turns an image into one vector (`visual.head`,
-//! `attnpool`) is not here: segmentation does not use it. Read [`ClipConfig`] first.
+//! it (FC-CLIP, CLOUDS: `backbone.clip_model.…`) load as they are. Segmentation uses the maps of an image tower alone; a whole
+//! [`Clip`] with one vector an image is for training small ones (ConvNeXt only: `attnpool` is not here). Read [`ClipConfig`] first.
 
 mod classes;
+mod contrast;
 mod convnext;
 mod resnet;
 mod text;
 
 pub use classes::{STREET_CLASSES, TEMPLATES, class_prompts, class_vectors};
+pub use contrast::{Clip, LOGIT_SCALE, MAX_LOGIT_SCALE, contrastive_loss, unit};
 pub use convnext::{ConvNext, ConvNextConfig};
 pub use resnet::{ModifiedResNet, ModifiedResNetConfig};
 pub use text::{TextTower, TextTowerConfig};
@@ -47,7 +49,8 @@ pub enum VisualConfig {
 }
 
 /// Both towers of one CLIP.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ClipConfig {
     /// The image tower.
     pub visual: VisualConfig,

@@ -5,11 +5,13 @@ use crate::models::packed_attention::{Hidden, PackedAttention};
 use crate::models::stable_diffusion::config::TextActivation;
 use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, gelu, quick_gelu};
 use candle_core::{D, Result as TensorResult, Tensor};
+use serde::{Deserialize, Serialize};
 
 const EPS: f64 = 1e-5;
 
 /// Sizes of a text tower.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TextTowerConfig {
     /// Entries of the vocabulary.
     pub vocabulary: usize,

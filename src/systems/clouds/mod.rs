@@ -1,13 +1,15 @@
 //! CLOUDS: street scenes nobody photographed, from a language model and a diffusion model, against the unknown.
 //!
 //! [`prompts`] writes the prompt list; the images come from the generator that `datum` uses too; [`refine`] cleans what a teacher
-//! sees on them; [`train`] trains the segmenter on both.
+//! sees on them; [`train`] trains the segmenter on both, on the image tower of a CLIP, of which [`pretrain`] makes a small one.
 
 pub mod answers;
 pub mod automatic_masks;
+pub mod clip_file;
 pub mod collection;
 pub mod config;
 pub mod everything;
+pub mod pretrain;
 pub mod prompts;
 pub mod published;
 pub mod refine;

@@ -6,7 +6,7 @@
 mod autoencoder;
 mod denoiser;
 mod latents;
-mod photos;
+pub(in crate::systems) mod photos;
 mod thumbnail;
 
 use super::base::{self, Places};
@@ -22,7 +22,7 @@ use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
-use photos::Photos;
+use photos::{PhotoSettings, Photos};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +38,14 @@ pub fn run(
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     config.validate()?;
-    let photos = Photos::open(config, progress)?;
+    let settings = PhotoSettings {
+        images: &config.images,
+        captions: &config.captions,
+        template: Some(&config.template),
+        size: config.size,
+        flip: config.flip,
+    };
+    let photos = Photos::open(&settings, progress)?;
     let mut model = start(config, &photos, places, progress)?;
     let factor = model.vae_config.downsampling();
     if !config.size.height.is_multiple_of(factor) || !config.size.width.is_multiple_of(factor) {

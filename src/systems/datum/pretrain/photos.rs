@@ -1,15 +1,30 @@
 //! The photos and captions of a pretraining.
 
-use super::PretrainConfig;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, Rng};
 use crate::data::resize::antialiased;
 use crate::data::transforms::Example;
 use crate::io::images::{self, RgbImage};
+use crate::systems::datum::config::Size;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+
+/// Where photos and captions are, and how they are seen.
+#[derive(Debug, Clone, Copy)]
+pub struct PhotoSettings<'a> {
+    /// Folder of photos.
+    pub images: &'a str,
+    /// JSON lines `{"file_name": …, "text": …}`; empty: none.
+    pub captions: &'a str,
+    /// Caption of photos without one of their own; without it, those are left out.
+    pub template: Option<&'a str>,
+    /// Size that photos are resized to cover.
+    pub size: Size,
+    /// Chance that a use of a photo mirrors it.
+    pub flip: f32,
+}
 
 /// Photos with captions.
 #[derive(Debug, Clone)]
@@ -42,12 +57,12 @@ enum Texts {
 }
 
 impl Photos {
-    /// The readable photos of `config.images`; the others are reported.
+    /// The readable photos of a folder; the others are reported.
     ///
     /// # Errors
-    /// No photo, or captions that cannot be read.
-    pub fn open(config: &PretrainConfig, progress: &dyn Progress) -> Result<Self> {
-        let folder = Path::new(&config.images);
+    /// No photo, none with a caption, or captions that cannot be read.
+    pub fn open(settings: &PhotoSettings, progress: &dyn Progress) -> Result<Self> {
+        let folder = Path::new(settings.images);
         let scan = images::scan(folder)?;
         if let Some(line) = images::unreadable_line(&scan.unreadable, scan.images.len() + scan.unreadable.len()) {
             progress.warn(&line);
@@ -55,21 +70,24 @@ impl Photos {
         if scan.images.is_empty() {
             return Err(Error::data(folder, "photos to learn from", "none", "check `--images`"));
         }
-        let named = if config.captions.is_empty() { BTreeMap::new() } else { read_captions(Path::new(&config.captions))? };
-        let caption = |path: &PathBuf| {
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            named.get(name).cloned().unwrap_or_else(|| vec![config.template.clone()])
-        };
-        let captions: Vec<Vec<String>> = scan.images.iter().map(caption).collect();
+        let named = if settings.captions.is_empty() { BTreeMap::new() } else { read_captions(Path::new(settings.captions))? };
+        let own = |path: &PathBuf| named.get(path.file_name().and_then(|n| n.to_str()).unwrap_or_default()).cloned();
         if !named.is_empty() {
-            let own = captions.iter().filter(|texts| texts[0] != config.template).count();
-            progress.say(&format!("captions: {own} of {} photos have their own", scan.images.len()));
+            let count = scan.images.iter().filter(|path| own(path).is_some()).count();
+            progress.say(&format!("captions: {count} of {} photos have their own", scan.images.len()));
         }
-        let size = (config.size.height, config.size.width);
+        let caption = |path: PathBuf| Some((own(&path).or_else(|| settings.template.map(|text| vec![text.into()]))?, path));
+        let (captions, paths): (Vec<Vec<String>>, Vec<PathBuf>) = scan.images.into_iter().filter_map(caption).unzip();
+        if paths.is_empty() {
+            let expected = format!("captions of the photos in {}", folder.display());
+            let next = "`file_name` is the name of a photo without its folder";
+            return Err(Error::data(settings.captions, expected, "none of these names", next));
+        }
+        let (size, flip) = ((settings.size.height, settings.size.width), settings.flip);
         // Twice the area: photos cover the size and may be longer.
-        let fits = scan.images.len() * size.0 * size.1 * 3 * 2 <= CACHE_BYTES;
-        let cache = fits.then(|| Arc::new(scan.images.iter().map(|_| OnceLock::new()).collect()));
-        Ok(Self { paths: scan.images, captions, size, flip: config.flip, cache })
+        let fits = paths.len() * size.0 * size.1 * 3 * 2 <= CACHE_BYTES;
+        let cache = fits.then(|| Arc::new(paths.iter().map(|_| OnceLock::new()).collect()));
+        Ok(Self { paths, captions, size, flip, cache })
     }
 
     /// Number of photos.
@@ -88,6 +106,11 @@ impl Photos {
     pub fn caption(&self, index: usize, rng: &mut Rng) -> &str {
         let texts = &self.captions[index];
         &texts[rng.below(texts.len())]
+    }
+
+    /// All captions of a photo.
+    pub fn captions(&self, index: usize) -> &[String] {
+        &self.captions[index]
     }
 
     /// Whether a use of a photo mirrors it.
@@ -114,6 +137,20 @@ impl Photos {
         let offset = (rng.below(cover.image.height - side + 1), rng.below(cover.image.width - side + 1));
         let cropped = cover.crop(offset, (side, side));
         Ok(if self.draw_flip(rng) { cropped.flip() } else { cropped }.image)
+    }
+
+    /// A random part of a photo with the proportions of the size and `share` (0 to 1) of its sides, resized to the size.
+    ///
+    /// # Randomness
+    /// Top, left, the mirror.
+    pub fn random_part(&self, index: usize, share: f32, rng: &mut Rng) -> Result<RgbImage> {
+        let cover = self.covering(index)?;
+        let side = |whole: usize| ((whole as f32 * share).round() as usize).clamp(1, whole);
+        let part = (side(self.size.0), side(self.size.1));
+        let offset = (rng.below(cover.image.height - part.0 + 1), rng.below(cover.image.width - part.1 + 1));
+        let cropped = cover.crop(offset, part);
+        let cropped = if self.draw_flip(rng) { cropped.flip() } else { cropped };
+        Ok(antialiased(&cropped.image, self.size))
     }
 
     fn covering(&self, index: usize) -> Result<Example> {

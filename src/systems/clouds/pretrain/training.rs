@@ -1,0 +1,153 @@
+//! One step: both towers on a batch of pairs, the contrastive loss, AdamW.
+
+use super::config::ClipPretrainConfig;
+use super::pairs::{PairBatch, Pairs};
+use super::retrieval::{CANDIDATES, Retrieval};
+use crate::base::metrics::Metrics;
+use crate::base::{Result, Rng};
+use crate::data::Loader;
+use crate::models::clip::{Clip, ClipConfig, LOGIT_SCALE, MAX_LOGIT_SCALE, contrastive_loss};
+use crate::nn::{Builder, ParamStore, Pass};
+use crate::systems::clouds::clip_file::token_ids;
+use crate::train::Gradients;
+use crate::train::checkpoint::Checkpoint;
+use crate::train::driver::{Snapshot, Training};
+use crate::train::guard::Guard;
+use crate::train::optim::{AdamW, AdamWConfig, Group};
+use crate::train::schedule::Schedule;
+use crate::train::stage::Resumable;
+use candle_core::{DType, Tensor};
+
+/// A CLIP in training.
+pub struct ClipTraining {
+    clip: Clip,
+    /// Sizes of both towers.
+    pub network: ClipConfig,
+    /// All weights under open_clip's names.
+    pub parameters: ParamStore,
+    optimizer: AdamW,
+    guard: Guard<'static>,
+    schedule: Schedule,
+    config: ClipPretrainConfig,
+    pairs: Pairs,
+    loader: Option<Loader<PairBatch>>,
+}
+
+impl ClipTraining {
+    /// New weights from the seed.
+    ///
+    /// # Errors
+    /// Sizes that do not fit each other.
+    pub fn new(config: &ClipPretrainConfig, pairs: Pairs) -> Result<Self> {
+        let network = config.network(pairs.tokenizer().vocab_size());
+        let builder = Builder::random(config.seed);
+        let clip = Clip::new(&network, &builder)?;
+        let parameters = builder.finish()?;
+        let max_gradient_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
+        // Moments of CLIP, table 19, for ConvNeXt and text tower alike.
+        let settings = AdamWConfig { beta2: 0.98, epsilon: 1e-6, max_gradient_norm, ..AdamWConfig::default() };
+        Ok(Self {
+            clip,
+            optimizer: AdamW::new(groups(config, &parameters), settings)?,
+            guard: Guard::new(parameters.weights(), |_| false)?,
+            schedule: config.schedule(),
+            config: config.clone(),
+            network,
+            parameters,
+            pairs,
+            loader: None,
+        })
+    }
+
+    fn batch(&mut self, step: u64) -> Result<PairBatch> {
+        let loader = match &mut self.loader {
+            Some(loader) => loader,
+            None => self.loader.insert(self.pairs.loader(step)?),
+        };
+        loader.next().unwrap_or_else(|| self.pairs.make(step))
+    }
+
+    /// How well the held-out images and captions find each other now, in groups of [`CANDIDATES`]; pairs that do not fill a group
+    /// are left out, unless there is no whole group.
+    pub fn retrieval(&self) -> Result<Retrieval> {
+        let clip = Clip::new(&self.network, &Builder::from_store(&self.parameters).frozen())?;
+        let total = self.pairs.held_out_count();
+        let end = if total < CANDIDATES { total } else { total / CANDIDATES * CANDIDATES };
+        let mut found = Retrieval::default();
+        for start in (0..end).step_by(CANDIDATES) {
+            let (images, captions) = self.pairs.held_out(start, CANDIDATES)?;
+            let texts = clip.text_vectors(&token_ids(self.pairs.tokenizer(), &captions)?)?;
+            found.add(&clip.image_vectors(&images, &Pass::eval())?, &texts, &captions)?;
+        }
+        Ok(found)
+    }
+
+    /// Keeps the logit scale at 100 or below.
+    fn limit_scale(&self) -> Result<f64> {
+        let Some(var) = self.parameters.get(LOGIT_SCALE) else { return Ok(f64::NAN) };
+        let value = var.to_scalar::<f32>()?.min(MAX_LOGIT_SCALE);
+        var.set(&Tensor::full(value, (), var.device())?.to_dtype(DType::F32)?)?;
+        Ok(f64::from(value).exp())
+    }
+}
+
+/// Weight decay as in open_clip: on matrices and kernels alone.
+fn groups(config: &ClipPretrainConfig, parameters: &ParamStore) -> Vec<Group> {
+    let group = |name: &str, decays: bool| Group {
+        name: name.into(),
+        parameters: parameters
+            .weights()
+            .filter(|(_, var)| (var.rank() >= 2) == decays)
+            .map(|(name, var)| (name.to_string(), var.clone()))
+            .collect(),
+        learning_rate_scale: 1.0,
+        weight_decay: if decays { config.weight_decay } else { 0.0 },
+    };
+    vec![group("decay", true), group("no decay", false)]
+}
+
+impl Training for ClipTraining {
+    /// # Randomness
+    /// The pairs, and stochastic depth, each from streams of the step.
+    fn step(&mut self, step: u64) -> Result<Metrics> {
+        let batch = self.batch(step)?;
+        let pass = Pass::train(Rng::stream(self.config.seed, "clip depth", &[step]));
+        let images = self.clip.image_vectors(&batch.images, &pass)?;
+        let loss = contrastive_loss(&images, &self.clip.text_vectors(&batch.ids)?, self.clip.logit_scale())?;
+        let gradients = Gradients::of(&loss, self.optimizer.parameters())?;
+        let rate = self.schedule.learning_rate(self.config.learning_rate, step);
+        let norm = self.optimizer.step(&gradients, rate)?;
+        self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
+        Ok(Metrics::from([
+            ("loss".into(), f64::from(loss.to_scalar::<f32>()?)),
+            ("logit_scale".into(), self.limit_scale()?),
+            ("gradient_norm".into(), norm),
+            ("learning_rate".into(), rate),
+        ]))
+    }
+
+    /// Shares of held-out pairs that are found, when scores are due.
+    fn after(&mut self, done: u64) -> Result<Metrics> {
+        let due = done.is_multiple_of(self.config.validation_steps) || done == self.config.steps;
+        if !due || self.pairs.held_out_count() == 0 {
+            return Ok(Metrics::new());
+        }
+        let found = self.retrieval()?;
+        Ok(Metrics::from([
+            ("validation.image_to_text".into(), found.share(found.image_to_text as f64)),
+            ("validation.text_to_image".into(), found.share(found.text_to_image as f64)),
+        ]))
+    }
+
+    fn snapshot(&self) -> Result<Snapshot> {
+        let parts = vec![("weights", self.parameters.tensors()), ("optimizer", self.optimizer.state()?)];
+        Ok(Snapshot { parts, ..Snapshot::default() })
+    }
+}
+
+impl Resumable for ClipTraining {
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.parameters.load(&checkpoint.part("weights")?)?;
+        self.optimizer.load_state(&checkpoint.part("optimizer")?)
+    }
+}
