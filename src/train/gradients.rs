@@ -153,8 +153,8 @@ mod tests {
             let (w, bias) = (Var::new(&[0.5f32, 2.0], &Device::Cpu).unwrap(), Var::new(&[[1f32]], &Device::Cpu).unwrap());
             let unused = Var::new(&[5f32], &Device::Cpu).unwrap();
             let parameters = [("bias", &bias), ("unused", &unused), ("w", &w)];
-            let batch: Vec<[f32; 2]> = items.iter().map(|&item| rows[item as usize]).collect();
-            let product = Tensor::new(batch, &Device::Cpu).unwrap().matmul(&w.unsqueeze(1).unwrap()).unwrap();
+            let batch: Vec<f32> = items.iter().flat_map(|&item| rows[item as usize]).collect();
+            let product = Tensor::from_vec(batch, (items.len(), 2), &Device::Cpu).unwrap().matmul(&w.unsqueeze(1).unwrap()).unwrap();
             let product = if sees_bias { product.broadcast_add(&bias).unwrap() } else { product };
             let loss = product.sqr().unwrap().mean_all().unwrap();
             (Gradients::of(&loss, parameters).unwrap(), parameters.map(|(name, var)| (name.to_string(), var.clone())))
