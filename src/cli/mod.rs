@@ -104,7 +104,10 @@ mod tests {
     use crate::data::StreetSet;
     use crate::io::atomic;
     use crate::systems::clouds::config::PromptsConfig;
+    use crate::systems::clouds::everything::MasksConfig;
     use crate::systems::clouds::pretrain::config::ClipPretrainConfig;
+    use crate::systems::clouds::refine_folder::RefineFolderConfig;
+    use crate::systems::clouds::train::config::TrainConfig;
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, PersonalizeConfig, PretrainConfig};
     use std::path::Path;
 
@@ -145,6 +148,9 @@ mod tests {
             "generate" => toml::to_string(&GenerateConfig::default()),
             "prompts" => toml::to_string(&PromptsConfig::default()),
             "adapt" => toml::to_string(&AdaptConfig::default()),
+            "train" => toml::to_string(&TrainConfig::default()),
+            "refine" => toml::to_string(&RefineFolderConfig::default()),
+            "masks" => toml::to_string(&MasksConfig::default()),
             "render-street" => toml::to_string(&StreetSet::default()),
             _ => return None,
         };

@@ -154,7 +154,8 @@ mod tests {
             let unused = Var::new(&[5f32], &Device::Cpu).unwrap();
             let parameters = [("bias", &bias), ("unused", &unused), ("w", &w)];
             let batch: Vec<f32> = items.iter().flat_map(|&item| rows[item as usize]).collect();
-            let product = Tensor::from_vec(batch, (items.len(), 2), &Device::Cpu).unwrap().matmul(&w.unsqueeze(1).unwrap()).unwrap();
+            let product =
+                Tensor::from_vec(batch, (items.len(), 2), &Device::Cpu).unwrap().matmul(&w.unsqueeze(1).unwrap()).unwrap();
             let product = if sees_bias { product.broadcast_add(&bias).unwrap() } else { product };
             let loss = product.sqr().unwrap().mean_all().unwrap();
             (Gradients::of(&loss, parameters).unwrap(), parameters.map(|(name, var)| (name.to_string(), var.clone())))
