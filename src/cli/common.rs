@@ -19,7 +19,7 @@ pub struct ComputeArgs {
     /// Number type of the computation
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     pub dtype: DTypeChoice,
-    /// Number of threads [default: one per processor, shared by the processes of `mpirun` or `srun`]
+    /// Number of threads [default: one per processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
 }
