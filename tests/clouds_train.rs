@@ -2,8 +2,8 @@
 //! tests/golden/clouds_train.py), and both stages from end to end on drawn streets of 96x64 pixels.
 
 use candle_core::{DType, Device, Tensor};
-use datum::base::progress::{Progress, Silent};
 use datum::base::Result;
+use datum::base::progress::{Progress, Silent};
 use datum::data::{Search, StreetSet};
 use datum::eval::Inference;
 use datum::io::images::RgbImage;
@@ -69,9 +69,14 @@ fn labels_are_resized_as_with_pytorch() {
         let (from, to) = sides.split_once('.').map(|(a, b)| (a.parse::<usize>().unwrap(), b.parse::<usize>().unwrap())).unwrap();
         let expected: Vec<usize> = numbers(&file, &name).into_iter().map(|value| value as usize).collect();
         // Two maps hold the low and the high digits of their positions.
-        let map = |digit: &dyn Fn(usize) -> usize| LabelMap { height: 1, width: from, ids: (0..from).map(|x| digit(x) as u8).collect() };
+        let map = |digit: &dyn Fn(usize) -> usize| LabelMap {
+            height: 1,
+            width: from,
+            ids: (0..from).map(|x| digit(x) as u8).collect(),
+        };
         let (low, high) = (nearest(&map(&|x| x % 200), (1, to)), nearest(&map(&|x| x / 200), (1, to)));
-        let found: Vec<usize> = low.ids.iter().zip(&high.ids).map(|(low, high)| usize::from(*high) * 200 + usize::from(*low)).collect();
+        let found: Vec<usize> =
+            low.ids.iter().zip(&high.ids).map(|(low, high)| usize::from(*high) * 200 + usize::from(*low)).collect();
         assert_eq!(found, expected, "{from} to {to}");
         // The other direction is computed alike.
         let column = LabelMap { height: from, width: 1, ids: (0..from).map(|x| (x % 200) as u8).collect() };
@@ -252,7 +257,8 @@ fn a_resumed_joint_training_ends_with_the_same_bits() {
     let resumed = RunDir::open(&copy).unwrap();
     train(&resumed, Some(&Resume::Latest), &Silent);
     let bytes = |run: &Path, file: &str| std::fs::read(run.join(file)).unwrap();
-    for file in ["segmenter", "checkpoints/step-000005/weights", "checkpoints/step-000005/optimizer", "checkpoints/step-000005/teacher"]
+    for file in
+        ["segmenter", "checkpoints/step-000005/weights", "checkpoints/step-000005/optimizer", "checkpoints/step-000005/teacher"]
     {
         let file = format!("{file}.safetensors");
         assert!(bytes(&whole, &file) == bytes(&copy, &file), "{file}");
@@ -268,7 +274,9 @@ fn a_resumed_joint_training_ends_with_the_same_bits() {
         SafetensorsFile::open(path).unwrap().load(name, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     let teacher = weight(&whole.join("checkpoints/step-000005/teacher.safetensors"));
-    assert!(teacher != weight(&whole.join("segmenter.safetensors")) && teacher != weight(&folder.join("warm/segmenter.safetensors")));
+    assert!(
+        teacher != weight(&whole.join("segmenter.safetensors")) && teacher != weight(&folder.join("warm/segmenter.safetensors"))
+    );
 }
 
 #[test]
@@ -316,7 +324,9 @@ fn both_stages_and_what_follows_from_the_command_line() {
     ok("train --recipe tiny.toml --source street=day --iterations 2 --output warm --validation street=day --validation-steps 2");
     assert!(metrics(&folder.join("warm"))[1].contains_key("validation.mIoU"));
     let recipe = std::fs::read_to_string(folder.join("warm/recipe.toml")).unwrap();
-    for part in ["schedule = \"constant\"  # recipe clouds-gta", "iterations = 2  # `--iterations`", "batch_size = 3  # recipe tiny.toml"] {
+    for part in
+        ["schedule = \"constant\"  # recipe clouds-gta", "iterations = 2  # `--iterations`", "batch_size = 3  # recipe tiny.toml"]
+    {
         assert!(recipe.contains(part), "{part}\n{recipe}");
     }
     let joint = "train --recipe tiny.toml --stage joint --source street=day --generated dusk --init warm --iterations 2";
@@ -352,12 +362,20 @@ fn wrong_inputs_are_one_clear_error() {
         (joint.clone(), 2, &["generated images", "--generated FOLDER"]),
         (format!("{tiny} --generated dusk"), 2, &["source images only", "--stage joint"]),
         (format!("{joint} --generated nothing"), 3, &["a folder of generated images", "nothing", "clouds generate"]),
-        (format!("{joint} --generated small"), 3, &["generated images of 96x64", "2 of another size, such as 64x64", "crop.width=64"]),
+        (
+            format!("{joint} --generated small"),
+            3,
+            &["generated images of 96x64", "2 of another size, such as 64x64", "crop.width=64"],
+        ),
         (format!("{tiny} --stage joint --generated dusk --init gone"), 3, &["gone", "check the path"]),
         (format!("{joint} --generated dusk --set model.num_queries=21"), 3, &["\"queries\":21", "\"queries\":20"]),
         (format!("{joint} --generated dusk --refiner other.safetensors"), 3, &["weights of SAM", "other tensors"]),
         (format!("{tiny} --init other.safetensors"), 3, &["segmenter written by", "weights of another kind"]),
-        (format!("{tiny} --init warm/checkpoints/step-000002/weights.safetensors"), 3, &["width 32", "heads", "a run of `clouds train`"]),
+        (
+            format!("{tiny} --init warm/checkpoints/step-000002/weights.safetensors"),
+            3,
+            &["width 32", "heads", "a run of `clouds train`"],
+        ),
         (format!("{tiny} --set crop.width=100"), 2, &["crop 100x64", "multiples of 32"]),
         (format!("{tiny} --set data.initial_size.hight=64"), 2, &["hight", "height"]),
         (format!("{tiny} --stage cold"), 2, &["cold", "warmup"]),

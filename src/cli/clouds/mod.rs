@@ -13,7 +13,9 @@ const GENERATE_RECIPE: &str = "clouds-sd2";
 /// Make a segmenter hold in places nobody has seen, with street scenes nobody photographed
 #[derive(Debug, Parser)]
 #[command(name = "clouds", version, arg_required_else_help = true, max_term_width = 110)]
-#[command(after_help = "The stages:\n  clouds prompts --count 100 --output list\n  clouds generate --prompts list\n  clouds train --source gta --backbone-weights clip.bin")]
+#[command(
+    after_help = "The stages:\n  clouds prompts --count 100 --output list\n  clouds generate --prompts list\n  clouds train --source gta --backbone-weights clip.bin"
+)]
 pub(super) struct Cli {
     #[command(subcommand)]
     verb: Verb,

@@ -156,12 +156,7 @@ pub fn evaluator(header: &Header, inference: Inference) -> Evaluator {
         0 => super::adapt::frame(header.test_size).map(Resize::Frame),
         side => Some(Resize::ShortSide(side)),
     };
-    Evaluator {
-        resize,
-        inference,
-        normalize: super::adapt::normalize(header.model.normalization()),
-        device: device::current(),
-    }
+    Evaluator { resize, inference, normalize: super::adapt::normalize(header.model.normalization()), device: device::current() }
 }
 
 /// A segmenter ready to predict.

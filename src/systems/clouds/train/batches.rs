@@ -129,7 +129,9 @@ impl Inner {
             }
         }
         let device = device::current();
-        let of = |image: fn(&GeneratedViews) -> &RgbImage| views.iter().map(|view| self.tensor(image(view))).collect::<Result<Vec<_>>>();
+        let of = |image: fn(&GeneratedViews) -> &RgbImage| {
+            views.iter().map(|view| self.tensor(image(view))).collect::<Result<Vec<_>>>()
+        };
         sources.extend(of(|view| &view.augmented)?);
         let images = Tensor::stack(&sources, 0)?.to_device(&device)?;
         let clean = of(|view| &view.clean)?;

@@ -70,7 +70,7 @@ fn linear(pixels: &mut [u8], scale: f32, shift: f32) {
 fn in_hsv(pixels: &mut [u8], change: impl Fn([u8; 3]) -> [u8; 3]) {
     let tables = HsvTables::new();
     for pixel in pixels.chunks_exact_mut(3) {
-        let hsv = tables.from_rgb([pixel[0], pixel[1], pixel[2]]);
+        let hsv = tables.hsv([pixel[0], pixel[1], pixel[2]]);
         pixel.copy_from_slice(&to_rgb(change(hsv)));
     }
 }
@@ -99,7 +99,7 @@ impl HsvTables {
     }
 
     /// 8-bit HSV: hue in steps of 2°, 0…179.
-    fn from_rgb(&self, rgb: [u8; 3]) -> [u8; 3] {
+    fn hsv(&self, rgb: [u8; 3]) -> [u8; 3] {
         let [r, g, b] = rgb.map(i32::from);
         let value = r.max(g).max(b);
         let range = value - r.min(g).min(b);

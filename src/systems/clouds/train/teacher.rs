@@ -109,7 +109,10 @@ mod tests {
             let found: Vec<f32> = teacher.tensors()[name].flatten_all().unwrap().to_vec1().unwrap();
             for (found, start) in found.iter().zip(&start) {
                 let expected = value(*start, k);
-                assert!((f64::from(*found) - expected).abs() <= 1e-7 * expected.abs().max(1.0) * 3.0, "k = {k}: {found} {expected}");
+                assert!(
+                    (f64::from(*found) - expected).abs() <= 1e-7 * expected.abs().max(1.0) * 3.0,
+                    "k = {k}: {found} {expected}"
+                );
             }
         }
     }

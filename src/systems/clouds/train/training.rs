@@ -80,7 +80,8 @@ impl CloudsTraining {
             Part::Joint => Some(Teacher::new(network, &parameters, config.teacher.clone())?),
         };
         let clip = (config.clip_norm > 0.0).then_some(config.clip_norm);
-        let optimizer = AdamW::new(groups(config, &parameters), AdamWConfig { max_gradient_norm: clip, ..AdamWConfig::default() })?;
+        let optimizer =
+            AdamW::new(groups(config, &parameters), AdamWConfig { max_gradient_norm: clip, ..AdamWConfig::default() })?;
         let num_classes = network.head.num_classes;
         // Stochastic depth may leave a block out for all images of a small batch.
         let skips = config.model.drop_path > 0.0;
@@ -151,7 +152,9 @@ fn target(size: (usize, usize), masks: ClassMasks, drop_empty: bool) -> Target {
 fn student(config: &TrainConfig, network: &Mask2FormerConfig) -> Result<(Mask2Former, ParamStore)> {
     let (builder, drawn): (_, &[&str]) = match (config.init.as_str(), config.backbone_weights.as_str()) {
         ("", "") => (Builder::random(config.seed), &[]),
-        ("", file) => (Builder::from_source(weights::clip::visual(weights::open(Path::new(file))?)?, config.seed), &["sem_seg_head."]),
+        ("", file) => {
+            (Builder::from_source(weights::clip::visual(weights::open(Path::new(file))?)?, config.seed), &["sem_seg_head."])
+        }
         (init, _) => (Builder::from_source(initial(Path::new(init), network)?, config.seed), &[]),
     };
     let student = Mask2Former::new(network, &builder)?;
@@ -215,8 +218,7 @@ impl Training for CloudsTraining {
             self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
         }
         let named = losses.named()?;
-        let mut metrics: Metrics =
-            named.into_iter().rev().take(3).map(|(name, value)| (name, f64::from(value))).collect();
+        let mut metrics: Metrics = named.into_iter().rev().take(3).map(|(name, value)| (name, f64::from(value))).collect();
         let numbers = [
             ("loss", f64::from(total.to_scalar::<f32>()?)),
             ("gradient_norm", norm),
