@@ -18,7 +18,7 @@ use datum::models::clip::{Clip, NORMALIZATION, unit};
 use datum::nn::{Pass, linear};
 use datum::systems::clouds::clip_file::{ClipFile, token_ids};
 use datum::systems::clouds::pretrain::{CANDIDATES, Retrieval, area_under_curve};
-use datum::systems::datum::adapt::normalize;
+use datum::systems::shared::segmenter_file::normalize;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

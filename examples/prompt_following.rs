@@ -12,7 +12,8 @@ use datum::base::{Error, progress::Silent};
 use datum::eval::Format;
 use datum::io::images;
 use datum::io::manifest::{ImageRecord, Manifest};
-use datum::systems::datum::{evaluate, segmenter_file};
+use datum::systems::datum::evaluate;
+use datum::systems::shared::segmenter_file;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

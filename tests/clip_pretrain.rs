@@ -18,7 +18,7 @@ use datum::nn::{Builder, Pass};
 use datum::systems::clouds::clip_file::{ClipFile, WEIGHTS, token_ids};
 use datum::systems::clouds::pretrain::config::{ClipModelConfig, ClipPretrainConfig};
 use datum::systems::clouds::pretrain::{self, ClipTraining, Pairs};
-use datum::systems::datum::config::Size;
+use datum::systems::shared::Size;
 use datum::train::checkpoint::{Checkpointer, Resume};
 use datum::train::driver::{Driver, Training};
 use datum::train::run_dir::RunDir;

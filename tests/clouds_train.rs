@@ -14,7 +14,7 @@ use datum::systems::clouds::automatic_masks::{Annotation, AutomaticMasksConfig};
 use datum::systems::clouds::refine::{MaskProposer, RegionPrompt};
 use datum::systems::clouds::train::config::{Part, TrainConfig};
 use datum::systems::clouds::train::{ColorJitter, crop_offsets, groups, nearest, run, run_with, scaled_size};
-use datum::systems::datum::segmenter_file::Segmenter;
+use datum::systems::shared::segmenter_file::Segmenter;
 use datum::train::Gradients;
 use datum::train::checkpoint::Resume;
 use datum::train::optim::{AdamW, AdamWConfig};

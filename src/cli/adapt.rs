@@ -6,7 +6,7 @@ use super::settings;
 use crate::base::{Error, Result};
 use crate::systems::datum::adapt;
 use crate::systems::datum::config::AdaptConfig;
-use crate::systems::datum::segmenter_file;
+use crate::systems::shared::segmenter_file;
 use crate::train::checkpoint::Resume;
 use clap::Args;
 use serde::Serialize;

@@ -6,7 +6,8 @@ use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::Dataset;
 use crate::eval::{self, Evaluation, Inference, SeedScores, Series};
-use crate::systems::datum::{evaluate, segmenter_file};
+use crate::systems::datum::evaluate;
+use crate::systems::shared::segmenter_file;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 

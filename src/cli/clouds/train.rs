@@ -4,7 +4,7 @@ use crate::base::Result;
 use crate::cli::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
 use crate::cli::settings;
 use crate::systems::clouds::train::{self, config::TrainConfig};
-use crate::systems::datum::segmenter_file;
+use crate::systems::shared::segmenter_file;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;

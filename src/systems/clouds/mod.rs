@@ -11,7 +11,6 @@ pub mod config;
 pub mod everything;
 pub mod pretrain;
 pub mod prompts;
-pub mod published;
 pub mod refine;
 pub mod refine_folder;
 pub mod refiner;

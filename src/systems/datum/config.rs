@@ -2,17 +2,8 @@
 
 use crate::base::{Error, Result};
 use crate::diffusion::noise_schedule::PredictionType;
+use crate::systems::shared::Size;
 use serde::{Deserialize, Serialize};
-
-/// Image size in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Size {
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
 
 /// Counts and sizes that nothing can be done with when they are 0.
 fn positive(values: &[(&str, usize)]) -> Result<()> {

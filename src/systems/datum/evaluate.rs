@@ -1,6 +1,5 @@
 //! `datum evaluate` and `datum predict`.
 
-use super::segmenter_file::{self, Segmenter};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
 use crate::data::{Dataset, Sample};
@@ -8,6 +7,7 @@ use crate::eval::{self, Evaluation, ExamplePicture, Format, Inference, ScoreFile
 use crate::io::images::{self, RgbImage};
 use crate::io::{hash, thumbnail};
 use crate::labels::{Classes, IdMap, LabelMap, overlay};
+use crate::systems::shared::segmenter_file::{self, Segmenter};
 use candle_core::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

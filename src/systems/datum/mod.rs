@@ -12,4 +12,3 @@ pub mod generate;
 pub mod personalize;
 pub mod pretrain;
 pub mod report;
-pub mod segmenter_file;

@@ -3,7 +3,7 @@
 use crate::base::{Error, Result};
 use crate::models::clip::{ClipConfig, ConvNextConfig, TextTowerConfig, VisualConfig};
 use crate::models::stable_diffusion::config::TextActivation;
-use crate::systems::datum::config::Size;
+use crate::systems::shared::Size;
 use crate::train::schedule::{Schedule, Shape};
 use serde::{Deserialize, Serialize};
 

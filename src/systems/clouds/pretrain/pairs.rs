@@ -9,8 +9,8 @@ use crate::io::tokenizer::Tokenizer;
 use crate::models::clip::{self, STREET_CLASSES, class_prompts};
 use crate::systems::clouds::clip_file::token_ids;
 use crate::systems::clouds::train::ColorJitter;
-use crate::systems::datum::adapt::normalize;
-use crate::systems::datum::pretrain::photos::{PhotoSettings, Photos};
+use crate::systems::shared::photos::{PhotoSettings, Photos};
+use crate::systems::shared::segmenter_file::normalize;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 

@@ -9,7 +9,7 @@ use crate::data::{Dataset, Loader, Normalize, Sample};
 use crate::io::images::{self, RgbImage};
 use crate::labels::LabelMap;
 use crate::models::clip;
-use crate::systems::datum::adapt::normalize;
+use crate::systems::shared::segmenter_file::normalize;
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -18,10 +18,10 @@
 use crate::base::{Error, Result};
 use crate::models::clip::{ClipConfig, ConvNextConfig, VisualConfig};
 use crate::models::mask2former::{CriterionConfig, HeadConfig, Mask2FormerConfig};
-use crate::systems::clouds::published::SHORT_SIDE;
 use crate::systems::clouds::refine::RefineConfig;
 use crate::systems::clouds::refiner::{REGIONS, RefinerConfig};
-use crate::systems::datum::config::Size;
+use crate::systems::shared::Size;
+use crate::systems::shared::published::SHORT_SIDE;
 use crate::train::schedule::{Schedule, Shape};
 use serde::{Deserialize, Serialize};
 

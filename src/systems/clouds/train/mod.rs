@@ -16,14 +16,14 @@ pub use sampler::{Pick, Sampler};
 pub use samples::{GeneratedViews, SourceTransform, crop_offsets, generated_views, nearest, scaled_size};
 pub use training::{Cost, groups};
 
-use super::published;
 use super::refine::MaskProposer;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Search};
 use crate::report::tensorboard;
-use crate::systems::datum::adapt::validation::{Validation, Wanted};
-use crate::systems::datum::segmenter_file::{self, Header, Model, Segmenter};
+use crate::systems::shared::published;
+use crate::systems::shared::segmenter_file::{self, Header, Model, Segmenter};
+use crate::systems::shared::validation::{Validation, Wanted};
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;

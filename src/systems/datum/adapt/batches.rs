@@ -1,15 +1,14 @@
 //! What one adaptation step sees: source images with labels, target images without, prepared on threads.
 
-use super::frame;
 use crate::base::progress::Progress;
 use crate::base::{Result, Rng, device, group};
 use crate::data::fourier::FourierTransfer;
 use crate::data::rare_class::{ClassStatistics, FileStatistics, MinPixels, RareClassConfig, RareClassSampling, count_pixels};
 use crate::data::transforms::{Example, Item, keep_ratio_size};
 use crate::data::{Batch, Dataset, Loader, Normalize, Pipeline, Sample};
-use crate::models::segmenter::Normalization;
 use crate::systems::datum::config::AdaptConfig;
-use crate::systems::datum::segmenter_file::Header;
+use crate::systems::shared::segmenter_file::{Header, normalize};
+use crate::systems::shared::size::frame;
 use crate::uda::StepBatch;
 use candle_core::{Device, Tensor};
 use std::sync::{Arc, OnceLock};
@@ -154,11 +153,6 @@ fn rare_classes(config: &AdaptConfig, source: &Pictures, progress: &dyn Progress
         ));
     }
     Ok(Some(sampling))
-}
-
-/// The normalisation of an encoder for the image pipeline.
-pub fn normalize(normalization: Normalization) -> Normalize {
-    Normalize { mean: normalization.mean.map(f64::from), std: normalization.std.map(f64::from) }
 }
 
 impl Inner {

@@ -5,24 +5,23 @@
 mod batches;
 mod plan;
 mod training;
-pub mod validation;
 
-use super::config::{AdaptConfig, Size, Strategy};
-use super::segmenter_file::{self, Segmenter as SegmenterFile};
+use super::config::{AdaptConfig, Strategy};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Search};
+use crate::models::segmenter::SegmenterConfig;
 use crate::report::tensorboard;
+use crate::systems::shared::segmenter_file::{self, Header, Model, Segmenter as SegmenterFile};
+use crate::systems::shared::validation::{Validation, Wanted};
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
 use batches::Batches;
-pub use batches::normalize;
 pub use plan::{Plan, plan};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use training::Adaptation;
-use validation::{Validation, Wanted};
 
 /// Target images whose paths the log of a run keeps.
 const LOGGED_IMAGES: usize = 24;
@@ -39,7 +38,7 @@ pub fn run(
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     let (source, target) = data(config, search)?;
-    let header = segmenter_file::header(config, &source);
+    let header = header(config, &source);
     let batches = Batches::new(config, &header, &source, target.as_ref(), progress)?;
     let mut training = Adaptation::new(config, &source, batches)?;
     run.log("data", used(&source, target.as_ref(), config)?)?;
@@ -113,7 +112,19 @@ fn identity(config: &AdaptConfig) -> Result<BTreeMap<String, serde_json::Value>>
     Ok(values.into_iter().collect())
 }
 
-/// (height, width), none for 0×0.
-pub fn frame(size: Size) -> Option<(usize, usize)> {
-    (size.height > 0 && size.width > 0).then_some((size.height, size.width))
+/// The network that `config` trains on `source`.
+fn network(config: &AdaptConfig, source: &Dataset) -> SegmenterConfig {
+    SegmenterConfig {
+        encoder: config.encoder.clone(),
+        decoder: config.decoder.clone(),
+        num_classes: source.classes.len(),
+        decoder_channels: Some(config.decoder_channels),
+        ..SegmenterConfig::default()
+    }
+}
+
+/// The header of the segmenter that `config` trains on `source`.
+fn header(config: &AdaptConfig, source: &Dataset) -> Header {
+    let model = Model::EncoderDecoder(network(config, source));
+    Header { test_size: config.test_size, ..Header::new(model, &source.classes) }
 }

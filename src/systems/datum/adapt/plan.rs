@@ -2,14 +2,15 @@
 
 use super::batches::Batches;
 use super::training::Adaptation;
-use super::{data, frame};
+use super::{data, header};
 use crate::base::Result;
 use crate::base::progress::{Progress, Silent};
 use crate::data::{Dataset, Search};
 use crate::report::terminal;
-use crate::systems::datum::config::{AdaptConfig, Size};
+use crate::systems::datum::config::AdaptConfig;
 use crate::systems::datum::forecast::{self, Forecast, Measured};
-use crate::systems::datum::segmenter_file;
+use crate::systems::shared::Size;
+use crate::systems::shared::size::frame;
 use serde::Serialize;
 
 /// The plan of one adaptation.
@@ -83,7 +84,7 @@ pub fn plan(config: &AdaptConfig, search: &Search, progress: &dyn Progress) -> R
 fn probe(config: &AdaptConfig, source: &Dataset, target: Option<&Dataset>, crop: (usize, usize)) -> Result<Adaptation> {
     let crop = Size { height: crop.0, width: crop.1 };
     let config = AdaptConfig { crop, rare_class_temperature: 0.0, ..config.clone() };
-    let header = segmenter_file::header(&config, source);
+    let header = header(&config, source);
     let batches = Batches::new(&config, &header, source, target, &Silent)?;
     Adaptation::new(&config, source, batches)
 }

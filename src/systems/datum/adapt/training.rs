@@ -1,7 +1,6 @@
 //! The adaptation as a training: the self-training step under AdamW.
 
 use super::batches::Batches;
-use super::validation::Validation;
 use crate::base::metrics::Metrics;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Loader};
@@ -9,7 +8,8 @@ use crate::io::weights;
 use crate::models::segmenter::{EncoderDecoder, SegmenterConfig};
 use crate::nn::{Builder, ParamStore};
 use crate::systems::datum::config::{AdaptConfig, Strategy};
-use crate::systems::datum::segmenter_file::{self, Model};
+use crate::systems::shared::segmenter_file::{self, Model};
+use crate::systems::shared::validation::Validation;
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
@@ -40,7 +40,7 @@ impl Adaptation {
     /// # Errors
     /// Weights that do not belong to the encoder, a segmenter to start from that is another network.
     pub fn new(config: &AdaptConfig, source: &Dataset, batches: Batches) -> Result<Self> {
-        let model = segmenter_file::network(config, source);
+        let model = super::network(config, source);
         let (student, parameters) = student(config, &model)?;
         let rules = [
             GroupRule { key: "head".into(), learning_rate_scale: config.head_multiplier, weight_decay_scale: 1.0 },

@@ -1,6 +1,6 @@
 //! First stage of the pretraining: the autoencoder.
 
-use super::{PretrainConfig, photos::Photos};
+use super::PretrainConfig;
 use crate::base::metrics::Metrics;
 use crate::base::{Result, Rng, group};
 use crate::data::loader::Loader;
@@ -8,6 +8,7 @@ use crate::diffusion::model::Model;
 use crate::diffusion::text_to_image::to_tensor;
 use crate::models::stable_diffusion::Vae;
 use crate::nn::Builder;
+use crate::systems::shared::photos::Photos;
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};

@@ -1,7 +1,7 @@
 //! Second stage of the pretraining: the U-Net and the text encoder.
 
+use super::PretrainConfig;
 use super::autoencoder::cosine;
-use super::{PretrainConfig, photos::Photos};
 use crate::base::metrics::Metrics;
 use crate::base::{Result, Rng, group};
 use crate::diffusion::denoising::{Denoised, Draws};
@@ -10,6 +10,7 @@ use crate::diffusion::noise_schedule::NoiseSchedule;
 use crate::diffusion::text_to_image::{to_tensor, token_ids};
 use crate::models::stable_diffusion::{Moments, TextEncoder, UNet, Vae};
 use crate::nn::{Builder, ParamStore};
+use crate::systems::shared::photos::Photos;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;

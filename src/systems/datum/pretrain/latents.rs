@@ -5,11 +5,11 @@
 //! at most timesteps. The change of scale goes into the convolutions next to the latents: the file stays an
 //! `AutoencoderKL` with a scaling factor of 1.
 
-use super::photos::Photos;
 use crate::base::{Error, Result, Rng};
 use crate::diffusion::model::Model;
 use crate::diffusion::text_to_image::to_tensor;
 use crate::nn::ParamStore;
+use crate::systems::shared::photos::Photos;
 use candle_core::{Tensor, Var};
 
 /// Photos that the latents are measured on.

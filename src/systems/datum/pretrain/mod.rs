@@ -6,7 +6,6 @@
 mod autoencoder;
 mod denoiser;
 mod latents;
-pub(in crate::systems) mod photos;
 mod thumbnail;
 
 use super::base::{self, Places};
@@ -19,10 +18,10 @@ use crate::io::tokenizer::Tokenizer;
 use crate::models::stable_diffusion::config::{DownBlock, PerLevel, UpBlock};
 use crate::models::stable_diffusion::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 use crate::report::tensorboard;
+use crate::systems::shared::photos::{PhotoSettings, Photos};
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
-use photos::{PhotoSettings, Photos};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -69,7 +69,7 @@ pub fn write(runs: &[PathBuf], baseline: Option<&Path>, output: Option<&Path>) -
 /// # Errors
 /// As [`write()`].
 pub fn refresh(run: &Path) -> Result<Written> {
-    for (_, seed) in super::segmenter_file::seeds(run) {
+    for (_, seed) in crate::systems::shared::segmenter_file::seeds(run) {
         write(&[seed], None, None)?;
     }
     write(&[run.to_path_buf()], None, None)

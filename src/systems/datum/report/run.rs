@@ -7,8 +7,9 @@ use crate::base::{Error, Result};
 use crate::eval::ScoreFile;
 use crate::eval::score_file;
 use crate::io;
+use crate::systems::datum::base;
 use crate::systems::datum::generate::Shard;
-use crate::systems::datum::{base, segmenter_file};
+use crate::systems::shared::segmenter_file;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

@@ -1,12 +1,12 @@
 //! Scores during the training, for its curve.
 
+use super::segmenter_file::{self, Header, Segmenter};
 use crate::base::metrics::Metrics;
 use crate::base::progress::Silent;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Sample, Search};
 use crate::eval::{Evaluator, Inference};
 use crate::nn::ParamStore;
-use crate::systems::datum::segmenter_file::{self, Header, Segmenter};
 use candle_core::Tensor;
 
 /// What to score.

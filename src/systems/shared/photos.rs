@@ -1,11 +1,11 @@
 //! The photos and captions of a pretraining.
 
+use super::Size;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, Rng};
 use crate::data::resize::antialiased;
 use crate::data::transforms::Example;
 use crate::io::images::{self, RgbImage};
-use crate::systems::datum::config::Size;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

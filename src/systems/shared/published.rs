@@ -1,12 +1,12 @@
 //! Published checkpoints of CLOUDS as segmenters: what their tensors say about the network.
 
+use super::segmenter_file::{Header, Model};
 use crate::base::{Error, Result};
 use crate::data::classes_of;
 use crate::io::weights::TensorSource;
 use crate::io::weights::clouds::{self, Classifier};
 use crate::models::clip::{ConvNextConfig, ModifiedResNetConfig, VisualConfig};
 use crate::models::mask2former::{HeadConfig, Mask2FormerConfig};
-use crate::systems::datum::segmenter_file::{Header, Model};
 use std::collections::BTreeMap;
 
 /// Short side of photos in the published evaluation.

@@ -1,8 +1,10 @@
 //! The file of a trained segmenter: its weights, and in the metadata all that is needed to use it.
 
-use super::config::{AdaptConfig, Size};
+use super::published;
+use super::size::{Size, frame};
 use crate::base::{Error, Result, device};
 use crate::data::Dataset;
+use crate::data::transforms::Normalize;
 use crate::eval::{Evaluator, Inference, Resize};
 use crate::io::weights::{self, TensorSource};
 use crate::labels::Classes;
@@ -10,7 +12,6 @@ use crate::models::clip;
 use crate::models::mask2former::{Mask2Former, Mask2FormerConfig};
 use crate::models::segmenter::{EncoderDecoder, Normalization, Segmenter as _, SegmenterConfig};
 use crate::nn::{Builder, ParamStore, Pass};
-use crate::systems::clouds::published;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -77,21 +78,9 @@ enum Network {
     EncoderDecoder(EncoderDecoder),
 }
 
-/// The network that `config` trains on `source`.
-pub fn network(config: &AdaptConfig, source: &Dataset) -> SegmenterConfig {
-    SegmenterConfig {
-        encoder: config.encoder.clone(),
-        decoder: config.decoder.clone(),
-        num_classes: source.classes.len(),
-        decoder_channels: Some(config.decoder_channels),
-        ..SegmenterConfig::default()
-    }
-}
-
-/// The header of the segmenter that `config` trains on `source`.
-pub fn header(config: &AdaptConfig, source: &Dataset) -> Header {
-    let model = Model::EncoderDecoder(network(config, source));
-    Header { test_size: config.test_size, ..Header::new(model, &source.classes) }
+/// The normalisation of an encoder for the image pipeline.
+pub fn normalize(normalization: Normalization) -> Normalize {
+    Normalize { mean: normalization.mean.map(f64::from), std: normalization.std.map(f64::from) }
 }
 
 impl Header {
@@ -153,10 +142,10 @@ fn metadata(file: &Path) -> BTreeMap<String, String> {
 /// How photos are presented to the segmenter that `header` describes.
 pub fn evaluator(header: &Header, inference: Inference) -> Evaluator {
     let resize = match header.short_side {
-        0 => super::adapt::frame(header.test_size).map(Resize::Frame),
+        0 => frame(header.test_size).map(Resize::Frame),
         side => Some(Resize::ShortSide(side)),
     };
-    Evaluator { resize, inference, normalize: super::adapt::normalize(header.model.normalization()), device: device::current() }
+    Evaluator { resize, inference, normalize: normalize(header.model.normalization()), device: device::current() }
 }
 
 /// A segmenter ready to predict.
