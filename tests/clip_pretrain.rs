@@ -131,6 +131,7 @@ fn draw(folder: &Path, count: usize) -> ClipPretrainConfig {
             depths: [1; 4],
             widths: [8, 8, 16, 16],
             drop_path: 0.1,
+            layer_scale: 0.1,
             embedding: 8,
             text_width: 16,
             text_layers: 1,

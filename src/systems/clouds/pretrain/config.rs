@@ -59,6 +59,8 @@ pub struct ClipModelConfig {
     pub widths: [usize; 4],
     /// Rate of stochastic depth.
     pub drop_path: f32,
+    /// First value of `gamma`, which scales what a block adds. ConvNeXt's own 1e-6 is for long trainings.
+    pub layer_scale: f32,
     /// Width of the vectors of images and texts.
     pub embedding: usize,
     /// Width of the text tower.
@@ -105,6 +107,7 @@ impl Default for ClipModelConfig {
             depths: [2, 2, 4, 2],
             widths: [32, 64, 128, 256],
             drop_path: 0.0,
+            layer_scale: 0.1,
             embedding: 128,
             text_width: 128,
             text_layers: 3,

@@ -16,7 +16,10 @@ use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::Schedule;
 use crate::train::stage::Resumable;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
+
+/// Decay of the second moment, shorter than usual, as in CLIP.
+const BETA2: f64 = 0.98;
 
 /// A CLIP in training.
 pub struct ClipTraining {
@@ -43,9 +46,11 @@ impl ClipTraining {
         let builder = Builder::random(config.seed);
         let clip = Clip::new(&network, &builder)?;
         let parameters = builder.finish()?;
+        for (_, gamma) in parameters.weights().filter(|(name, _)| name.ends_with(".gamma")) {
+            gamma.set(&Tensor::full(config.model.layer_scale, gamma.dims(), gamma.device())?)?;
+        }
         let max_gradient_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
-        // Moments of CLIP, table 19, for ConvNeXt and text tower alike.
-        let settings = AdamWConfig { beta2: 0.98, epsilon: 1e-6, max_gradient_norm, ..AdamWConfig::default() };
+        let settings = AdamWConfig { beta2: BETA2, max_gradient_norm, ..AdamWConfig::default() };
         Ok(Self {
             clip,
             optimizer: AdamW::new(groups(config, &parameters), settings)?,
@@ -86,7 +91,7 @@ impl ClipTraining {
     fn limit_scale(&self) -> Result<f64> {
         let Some(var) = self.parameters.get(LOGIT_SCALE) else { return Ok(f64::NAN) };
         let value = var.to_scalar::<f32>()?.min(MAX_LOGIT_SCALE);
-        var.set(&Tensor::full(value, (), var.device())?.to_dtype(DType::F32)?)?;
+        var.set(&Tensor::full(value, (), var.device())?)?;
         Ok(f64::from(value).exp())
     }
 }
