@@ -337,7 +337,7 @@ fn both_stages_and_what_follows_from_the_command_line() {
     let joint = "train --recipe tiny.toml --stage joint --source street=day --generated dusk --init warm --iterations 2";
     let (stdout, stderr) = ok(&format!("{joint} --output joint"));
     assert!(stdout.contains("segmenter.safetensors"), "{stdout}");
-    for part in ["generated: 5 images", "not refined", "the teacher took"] {
+    for part in ["generated: 5 images", "refined with regions of like colour (no SAM)", "the teacher took"] {
         assert!(stderr.contains(part), "{part}\n{stderr}");
     }
     let (scores, _) = ok("evaluate --checkpoint joint --dataset street=day --json");

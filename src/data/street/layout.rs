@@ -83,7 +83,7 @@ impl Scene {
         Self::populated(seed, index, Self::populate)
     }
 
-    /// Scene number `index` as a quiet street with a few things of one kind near the camera; the kinds of [`super::focus`] take
+    /// Scene number `index` as a quiet street with a few things of one kind near the camera; the kinds of thing take
     /// `turn`s.
     ///
     /// # Randomness

@@ -91,7 +91,7 @@ impl Photos {
     }
 
     /// Number of photos.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.paths.len()
     }
 
