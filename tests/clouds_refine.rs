@@ -279,6 +279,9 @@ fn everything_in_a_picture_becomes_a_picture_and_json() {
         }
         let picture = images::read_label(&folders.path("masks/s0.png")).unwrap();
         assert_eq!((picture.height, picture.width), (64, 128));
+        let again = everything::run(&config, &[folders.path("images")], &folders.path("masks"), &Silent).unwrap();
+        assert_eq!((drawn.kept, again.kept, &again.masks), (0, 1, &drawn.masks));
+        assert_eq!(std::fs::read_to_string(folders.path("masks/s0.json")).unwrap(), text);
     }
     let nothing = MasksConfig { refiner: "none".into(), ..MasksConfig::default() };
     assert_eq!(everything::run(&nothing, &[folders.path("images")], &folders.path("masks"), &Silent).unwrap_err().exit_code(), 2);

@@ -98,6 +98,7 @@ fn official_trees_pair_images_with_labels() {
         ("gta", "images/00001.png", "labels/00001.png", "train"),
         ("synthia", "RGB/0000000.png", "GT/LABELS/0000000.png", "train"),
         ("acdc", "rgb_anon/fog/val/GP01/GP01_1_rgb_anon.png", "gt/fog/val/GP01/GP01_1_gt_labelTrainIds.png", "val"),
+        ("acdc", "rgb_anon/night/val/GP01/GP01_1_rgb_anon.png", "gt/night/val/GP01/GP01_1_gt_labelTrainIds.png", "night"),
         ("acdc", "rgb_anon/train/GP01_1_rgb_anon.png", "gt/train/GP01_1_gt_labelTrainIds.png", "train"),
         ("dark-zurich", "rgb_anon/val/night/G/G_1_rgb_anon.png", "gt/val/night/G/G_1_gt_labelTrainIds.png", "val"),
         ("bdd100k", "images/10k/val/x.jpg", "labels/sem_seg/masks/val/x.png", "val"),

@@ -42,6 +42,12 @@ enum Verb {
     Evaluate(evaluate::EvaluateArgs),
     Predict(predict::PredictArgs),
     Dataset(dataset::DatasetArgs),
+    /// Show the whole idea in minutes: no data, no downloads, no GPU
+    #[command(
+        after_help = "Streets by day are the labelled source, ONE street at dusk the photo of the target. The demo runs the commands\n\
+                            you would type and shows them; stop it at any time, and go on with the same --output.\n\n\
+                            Examples:\n  datum demo\n  datum demo --fast\n  datum demo --output runs/demo --seed 1"
+    )]
     Demo(demo::DemoArgs),
     Report(report::ReportArgs),
     Doctor(doctor::DoctorArgs),
@@ -90,7 +96,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
         Verb::Dataset(args) => dataset::run(args),
-        Verb::Demo(args) => demo::run(args),
+        Verb::Demo(args) => demo::run(&args),
         Verb::Report(args) => report::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions(args) => manual::completions(&args, Cli::command()),

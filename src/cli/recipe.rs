@@ -1,9 +1,8 @@
 //! Settings in layers: default < recipe < environment < `--set` < flag.
 //!
-//! A recipe is a TOML file with some of the settings; `extends = "NAME or FILE"` puts it on top of another one (one
-//! level). [`Layers`] collects values with their origins; [`Layers::resolve`] checks them against the settings type,
-//! which must carry `#[serde(default, deny_unknown_fields)]` at every level. A `recipe.toml` written from the result
-//! is itself a recipe.
+//! A recipe is a TOML file with some of the settings; `extends = "NAME or FILE"` puts it on top of another one.
+//! [`Layers`] collects values with their origins; [`Layers::resolve`] checks them against the settings type, which must carry
+//! `#[serde(default, deny_unknown_fields)]` at every level. A `recipe.toml` written from the result is itself a recipe.
 
 use crate::base::{Error, Result, suggest};
 use serde::Serialize;
@@ -14,6 +13,9 @@ use toml::{Table, Value};
 
 /// Environment variables `DATUM_SET_A__B=c` mean the same as `--set a.b=c`.
 pub const ENVIRONMENT_PREFIX: &str = "DATUM_SET_";
+
+/// Recipes below one another, at most.
+const MAX_EXTENDS: usize = 4;
 
 /// Values collected so far, with the origin of each. Call the methods in the order of precedence, lowest first.
 #[derive(Debug, Clone)]
@@ -41,21 +43,23 @@ impl Layers {
     /// Adds a recipe: a file, or the name of a shipped one.
     ///
     /// # Errors
-    /// No such recipe, or text that is not TOML.
+    /// No such recipe, text that is not TOML, recipes that extend one another in a circle.
     pub fn recipe(&mut self, recipe: &str) -> Result<()> {
-        let (origin, mut table) = self.read(recipe)?;
-        if let Some(base) = take_extends(&mut table, &origin)? {
-            let beside = Path::new(recipe).with_file_name(&base);
-            let base = if beside.is_file() { beside.display().to_string() } else { base };
-            let (base_origin, mut base_table) = self.read(&base)?;
-            if take_extends(&mut base_table, &base_origin)?.is_some() {
-                return Err(Error::Usage(format!(
-                    "{origin} extends {base_origin}, which extends a third recipe\n  next: extend the third directly; one level is supported"
-                )));
+        let (mut recipe, mut chain) = (recipe.to_string(), Vec::new());
+        loop {
+            let (origin, mut table) = self.read(&recipe)?;
+            let base = take_extends(&mut table, &origin)?;
+            chain.push((origin, table));
+            let Some(base) = base else { break };
+            if chain.len() > MAX_EXTENDS {
+                let names: Vec<&str> = chain.iter().map(|(origin, _)| origin.as_str()).collect();
+                let what = format!("{} extend one another in a circle, or too deep", names.join(", "));
+                return Err(Error::Usage(format!("{what}\n  next: at most {MAX_EXTENDS} recipes may lie below one")));
             }
-            self.merge(base_table, &base_origin);
+            let beside = Path::new(&recipe).with_file_name(&base);
+            recipe = if beside.is_file() { beside.display().to_string() } else { base };
         }
-        self.merge(table, &origin);
+        chain.into_iter().rev().for_each(|(origin, table)| self.merge(table, &origin));
         Ok(())
     }
 
@@ -302,8 +306,11 @@ mod tests {
         }
     }
 
-    const SHIPPED: &[(&str, &str)] =
-        &[("base", "seed = 7\n[training]\nsteps = 20\nlearning_rate = 1"), ("chain", "extends = \"base\"")];
+    const SHIPPED: &[(&str, &str)] = &[
+        ("base", "seed = 7\n[training]\nsteps = 20\nlearning_rate = 1"),
+        ("chain", "extends = \"base\""),
+        ("circle", "extends = \"circle\""),
+    ];
 
     fn layers() -> Layers {
         Layers::new(&Settings::default(), SHIPPED).unwrap()
@@ -313,7 +320,7 @@ mod tests {
     fn each_layer_wins_over_the_ones_before() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("mine.toml");
-        std::fs::write(&file, "extends = \"base\"\n[training]\nsteps = 30\nsizes = [4]\n[training.schedule]\nshape = \"poly\"")
+        std::fs::write(&file, "extends = \"chain\"\n[training]\nsteps = 30\nsizes = [4]\n[training.schedule]\nshape = \"poly\"")
             .unwrap();
         let file = file.display().to_string();
         let mut layers = layers();
@@ -373,8 +380,7 @@ mod tests {
         assert!(message(|l| l.recipe("bsae")).ends_with("did you mean `base`?"));
         let syntax = file("seed = = 3");
         assert!(message(|l| l.recipe(&syntax)).contains("line 1"));
-        let deep = file("extends = \"chain\"");
-        assert!(message(|l| l.recipe(&deep)).contains("one level"));
+        assert!(message(|l| l.recipe("circle")).contains("recipe circle, recipe circle, "));
         assert!(message(|l| l.set("training.steps")).contains("has no `=`"));
         assert!(message(|l| l.set("training..steps=1")).contains("is not a key"));
     }

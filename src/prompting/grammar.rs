@@ -8,6 +8,8 @@ use std::path::Path;
 
 /// The grammar that comes with the program: 19 classes of street scenes.
 const STREETS: &str = include_str!("../../prompts/street-grammar.toml");
+/// Street scenes in the words of the small Stable Diffusion inside the program.
+const NANO: (&str, &str) = ("nano", include_str!("../../prompts/nano-grammar.toml"));
 /// Holes within holes, at most.
 const MAX_DEPTH: usize = 16;
 /// Sentences drawn for one of the right length.
@@ -47,13 +49,16 @@ pub struct Class {
 }
 
 impl Grammar {
-    /// Reads a grammar file; an empty path gives the shipped one for streets.
+    /// Reads a grammar file; an empty path gives the shipped one for streets, `nano` that in words of the small Stable Diffusion.
     ///
     /// # Errors
     /// A missing file, text that is not such a grammar, holes without a rule, rules that never end.
     pub fn open(path: &str) -> Result<Self> {
-        let text = if path.is_empty() { STREETS.to_string() } else { read_text(Path::new(path))? };
-        let origin = if path.is_empty() { "street-grammar.toml (shipped)" } else { path };
+        let (text, origin) = match path {
+            "" => (STREETS.to_string(), "street-grammar.toml (shipped)"),
+            name if name == NANO.0 => (NANO.1.to_string(), "nano-grammar.toml (shipped)"),
+            path => (read_text(Path::new(path))?, path),
+        };
         let wrong = |found: String| Error::data(origin, "a grammar of prompts", found, "correct that place of the file");
         let grammar: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim().into()))?;
         grammar.check().map_err(wrong)?;

@@ -109,3 +109,60 @@ fn ctrl_c_keeps_answers_and_the_same_command_goes_on() {
 fn line_url(line: &str) -> String {
     line.split_once("openai:").unwrap().1.split_whitespace().next().unwrap().to_string()
 }
+
+/// A demo of a few seconds.
+const DEMO: &str = r#"
+extends = "clouds-demo"
+[demo]
+start_iterations = 2
+test_scenes = 2
+[render-street]
+count = 8
+width = 128
+height = 64
+[prompts]
+count = 10
+[generate]
+count = 4
+steps = 2
+width = 128
+height = 64
+[train]
+warmup_iterations = 1
+joint_iterations = 2
+batch_size = 2
+checkpointing_steps = 1
+[train.loss]
+points = 64
+[train.data]
+initial_size = { height = 64, width = 128 }
+[train.crop]
+height = 64
+width = 128
+"#;
+
+#[test]
+fn the_demo_scores_every_unseen_look_and_goes_on() {
+    let sandbox = Sandbox::new();
+    sandbox.write("tiny.toml", DEMO.as_bytes());
+    let result: serde_json::Value =
+        serde_json::from_str(&ok(&sandbox, "demo --recipe tiny.toml --output demo --json --quiet")).unwrap();
+    for segmenter in ["source_only", "joint"] {
+        for look in ["night", "fog", "rain", "snow", "all"] {
+            assert!(
+                result[segmenter][look].as_f64().is_some_and(|miou| (0.0..=1.0).contains(&miou)),
+                "{segmenter} {look}: {result}"
+            );
+        }
+    }
+    let scored = sandbox.text("demo/joint/scores/unseen-val.json");
+    assert!(scored.contains("\"images\": 8") || scored.contains("\"images\":8"), "{scored}");
+    assert!(sandbox.text("demo/report.html").contains("source-only"));
+    // The CLIP inside the program stays as it is.
+    assert!(sandbox.text("demo/joint/recipe.toml").contains("freeze_backbone = true"));
+    let before = sandbox.read("demo/joint/segmenter.safetensors");
+    std::fs::remove_file(sandbox.path("demo/joint.done")).unwrap();
+    let again = outcome(&mut clouds(&sandbox, "demo --recipe tiny.toml --output demo --no-progress"));
+    assert!(again.stderr.contains("[10/10]") && !again.stderr.contains("[9/10]"), "{}", again.stderr);
+    assert!(sandbox.read("demo/joint/segmenter.safetensors") == before);
+}

@@ -1,12 +1,13 @@
 //! The `clouds` program: its own verbs, and those it shares with `datum`.
 
+mod demo;
 mod masks;
 mod pretrain;
 mod prompts;
 mod refine;
 mod train;
 
-use super::{common::RunArgs, doctor, evaluate, generate, manual, predict, settings};
+use super::{common::RunArgs, dataset, demo::DemoArgs, doctor, evaluate, generate, manual, predict, report, settings};
 use crate::base::Result;
 use crate::train::run_dir::RunDir;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -47,6 +48,18 @@ enum Verb {
     Evaluate(evaluate::EvaluateArgs),
     #[command(after_help = "Examples:\n  clouds predict --checkpoint runs/adapted photos --output out")]
     Predict(predict::PredictArgs),
+    #[command(after_help = "Examples:\n  clouds dataset render-street --look night --output night\n  clouds dataset check gta")]
+    Dataset(dataset::DatasetArgs),
+    /// Show the whole idea in minutes: no data, no downloads, no GPU
+    #[command(
+        after_help = "Streets by day are the labelled source; streets at night, in fog, rain and snow are the test, and no picture of them is\n\
+                            used before. The demo runs the commands you would type and shows them; stop it at any time, and go on with the\n\
+                            same --output.\n\n\
+                            Examples:\n  clouds demo\n  clouds demo --fast\n  clouds demo --output runs/demo --seed 1"
+    )]
+    Demo(DemoArgs),
+    #[command(after_help = "Examples:\n  clouds report runs/joint --output joint.html\n  clouds report runs/start runs/joint")]
+    Report(report::ReportArgs),
     #[command(after_help = "Examples:\n  clouds doctor\n  clouds doctor --self-test --device cuda")]
     Doctor(doctor::DoctorArgs),
     #[command(after_help = "Examples:\n  clouds completions bash > ~/.local/share/bash-completion/completions/clouds")]
@@ -66,6 +79,9 @@ pub(super) fn run(cli: Cli) -> Result<()> {
         Verb::Masks(args) => masks::run(args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Dataset(args) => dataset::run(args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Report(args) => report::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Completions(args) => manual::completions(&args, Cli::command()),
         Verb::Man(args) => manual::man(&args, Cli::command()),

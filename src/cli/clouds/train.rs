@@ -3,6 +3,7 @@
 use crate::base::Result;
 use crate::cli::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
 use crate::cli::settings;
+use crate::systems::clouds::nano;
 use crate::systems::clouds::train::{self, config::TrainConfig};
 use crate::systems::shared::segmenter_file;
 use clap::Args;
@@ -19,11 +20,12 @@ const RECIPE: &str = "clouds-gta";
     after_help = "Two runs, as CLOUDS: `warmup` trains the head on the source, with a frozen CLIP as the backbone; `joint` goes on from it\n\
                         with generated images, whose labels come from a slow average of the head and are cleaned by a refiner.\n\
                         Settings that are not given are those of recipe clouds-gta; others: clouds-synthia, clouds-cityscapes,\n\
-                        clouds-nano (small, no weights needed; for street scenes of 256x128).\n\n\
+                        clouds-nano (small; for street scenes of 256x128). Its backbone is trained, too; with `--backbone-weights nano` it is the\n\
+                        small CLIP inside the program, and stays as it is.\n\n\
                         Examples:\n  clouds train --source gta --backbone-weights open_clip_pytorch_model.bin --output warm\n  \
                         clouds train --stage joint --source gta --generated runs/set --init warm --refiner mobile_sam.pt\n  \
                         clouds train --recipe clouds-synthia --set model.backbone=rn50 --backbone-weights rn50.safetensors\n  \
-                        clouds train --recipe clouds-nano --source street=streets --output warm\n  \
+                        clouds train --recipe clouds-nano --source street=streets --backbone-weights nano --output warm\n  \
                         clouds train --recipe clouds-nano --stage joint --source street=streets --generated dusk --init warm"
 )]
 pub(super) struct TrainArgs {
@@ -53,8 +55,8 @@ struct Flags {
     /// Segmenter to start from: a run of `train`, its file, or a published checkpoint
     #[arg(long, value_name = "RUN|FILE")]
     init: Option<String>,
-    /// CLIP weights of the backbone, a file of open_clip (.bin, .pth or .safetensors)
-    #[arg(long, value_name = "FILE")]
+    /// CLIP weights of the backbone: a file of open_clip (.bin, .pth or .safetensors), or nano, which is not trained further
+    #[arg(long, value_name = "FILE|nano")]
     backbone_weights: Option<String>,
     /// What cleans pseudo-labels: none, regions, or a file of SAM or MobileSAM [default: regions]
     #[arg(long, value_name = "none|regions|FILE")]
@@ -77,8 +79,12 @@ struct Flags {
 }
 
 /// Runs the verb.
-pub(super) fn run(args: TrainArgs) -> Result<()> {
+pub(super) fn run(mut args: TrainArgs) -> Result<()> {
     args.compute.apply()?;
+    if args.flags.backbone_weights.as_deref() == Some(nano::NAME) {
+        // First, so that a `--set` of the user's own comes after it.
+        args.run.set.insert(0, "model.freeze_backbone=true".into());
+    }
     let resume = args.resume.resume.as_ref();
     let resolved = settings::resolve_over::<TrainConfig>(Some(RECIPE), "train", &args.run, &args.flags)?;
     let config = &resolved.settings;

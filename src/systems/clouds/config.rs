@@ -13,7 +13,8 @@ pub struct PromptsConfig {
     pub model: String,
     /// Number of prompts.
     pub count: usize,
-    /// Grammar file: classes, their words, the template's rules; empty: the shipped one for streets.
+    /// Grammar file: classes, their words, the template's rules; empty: the shipped one for streets; `nano`: the shipped one in
+    /// words that the small Stable Diffusion inside the program knows.
     pub grammar: String,
     /// Prompts asked for at a time.
     pub lines: usize,

@@ -5,10 +5,10 @@ use super::refiner::{REGIONS, RefinerConfig};
 use super::regions::Regions;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
-use crate::io::{atomic, images};
+use crate::io::{atomic, hash, images};
 use crate::labels::{Classes, IGNORE};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,16 @@ impl Default for MasksConfig {
     }
 }
 
+impl MasksConfig {
+    /// Fingerprint of all that decides what the masks of a picture are.
+    fn fingerprint(&self) -> Result<String> {
+        let weights = Path::new(&self.refiner);
+        let refiner = if weights.is_file() { hash::file(weights)? } else { self.refiner.clone() };
+        let text = toml::to_string(&Self { refiner, ..self.clone() }).map_err(|e| Error::Usage(e.to_string()))?;
+        Ok(blake3::hash(text.as_bytes()).to_hex()[..16].to_string())
+    }
+}
+
 /// What a run left behind.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Drawn {
@@ -45,9 +55,12 @@ pub struct Drawn {
     pub refiner: String,
     /// Number of masks of each picture, by its name.
     pub masks: BTreeMap<String, usize>,
+    /// Pictures whose masks were there already, from the same picture and settings.
+    pub kept: u64,
 }
 
-/// Writes `NAME.png` and `NAME.json` for each picture of `inputs` (files and folders) to `output`.
+/// Writes `NAME.png` and `NAME.json` for each picture of `inputs` (files and folders) to `output`; what is there already, from the same
+/// picture and settings, is kept.
 ///
 /// # Errors
 /// Unusable settings or weights; pictures that cannot be read or have the same name; interruption.
@@ -60,19 +73,39 @@ pub fn run(config: &MasksConfig, inputs: &[PathBuf], output: &Path, progress: &d
     let pictures = pictures(inputs)?;
     progress.say(&format!("refiner: {}", proposer.name()));
     progress.stage("masks", pictures.len() as u64, 0);
-    let mut masks = BTreeMap::new();
+    let settings = config.fingerprint()?;
+    let (mut masks, mut kept) = (BTreeMap::new(), 0);
     for (name, path) in &pictures {
         if interrupt::requested() {
-            return Err(Error::Interrupted { resume: "run the same command again".into() });
+            return Err(Error::Interrupted { resume: "run the same command again, with the same `--output`".into() });
         }
-        let image = images::read_rgb(path)?;
-        let found = proposer.everything(&image, &config.automatic)?;
-        write(output, name, path, &proposer.name(), (image.height, image.width), &found)?;
-        masks.insert(name.clone(), found.len());
-        progress.step(masks.len() as u64, &format!("{} masks", found.len()));
+        let made_from = format!("{}-{settings}", &hash::file(path)?[..16]);
+        let count = match there(output, name, &made_from) {
+            Some(count) => {
+                kept += 1;
+                count
+            }
+            None => {
+                let image = images::read_rgb(path)?;
+                let found = proposer.everything(&image, &config.automatic)?;
+                let facts = json!({ "refiner": proposer.name(), "made_from": made_from });
+                write(output, name, path, &facts, (image.height, image.width), &found)?;
+                found.len()
+            }
+        };
+        masks.insert(name.clone(), count);
+        progress.step(masks.len() as u64, &format!("{count} masks"));
     }
     progress.end();
-    Ok(Drawn { refiner: proposer.name(), masks })
+    Ok(Drawn { refiner: proposer.name(), masks, kept })
+}
+
+/// The number of masks of a picture whose files are there and come from the same picture and settings.
+fn there(output: &Path, name: &str, made_from: &str) -> Option<usize> {
+    let text = std::fs::read(output.join(format!("{name}.json"))).ok()?;
+    let json: Value = serde_json::from_slice(&text).ok()?;
+    let same = json["made_from"] == made_from && output.join(format!("{name}.png")).is_file();
+    same.then(|| json["annotations"].as_array().map(Vec::len))?
 }
 
 /// Pictures by the names of their results.
@@ -91,12 +124,13 @@ fn pictures(inputs: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
     Ok(found)
 }
 
-fn write(output: &Path, name: &str, path: &Path, refiner: &str, size: (usize, usize), found: &[Annotation]) -> Result<()> {
+fn write(output: &Path, name: &str, path: &Path, facts: &Value, size: (usize, usize), found: &[Annotation]) -> Result<()> {
     let palette = Classes::new((0..IGNORE).map(|number| number.to_string()).collect()).palette;
-    let text = [("refiner".to_string(), refiner.to_string())];
+    let text = [("refiner".to_string(), facts["refiner"].as_str().unwrap_or_default().to_string())];
     images::write_palette_png(&output.join(format!("{name}.png")), size, &stacked(found, size), &palette, &text)?;
     let file = path.file_name().unwrap_or_default().to_string_lossy();
-    let image = json!({ "file_name": file, "height": size.0, "width": size.1 });
-    let json = json!({ "image": image, "refiner": refiner, "annotations": found });
+    let mut json = facts.clone();
+    json["image"] = json!({ "file_name": file, "height": size.0, "width": size.1 });
+    json["annotations"] = json!(found);
     atomic::write(&output.join(format!("{name}.json")), format!("{json}\n").as_bytes())
 }

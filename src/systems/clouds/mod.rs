@@ -9,6 +9,7 @@ pub mod clip_file;
 pub mod collection;
 pub mod config;
 pub mod everything;
+pub mod nano;
 pub mod pretrain;
 pub mod prompts;
 pub mod refine;

@@ -1,7 +1,7 @@
 //! Every value of the DATUM stages with its default. Field names are the keys of recipes and of `--set`.
 
 use crate::base::{Error, Result};
-use crate::diffusion::noise_schedule::PredictionType;
+use crate::diffusion::noise_schedule::{BetaSchedule, PredictionType};
 use crate::systems::shared::Size;
 use serde::{Deserialize, Serialize};
 
@@ -108,8 +108,21 @@ pub struct UnetTraining {
     pub text_length: usize,
     /// Largest vocabulary.
     pub vocabulary: usize,
-    /// What the U-Net predicts: `epsilon` (the noise), `v_prediction` or `sample`. A model to go on from says it itself.
-    pub prediction_type: PredictionType,
+    /// What the U-Net predicts: `epsilon` (the noise), `v_prediction` or `sample`. Not given: what `base` predicts, `epsilon` from
+    /// scratch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction_type: Option<PredictionType>,
+    /// How the noise grows, as in `scheduler_config.json`. Not given: as that of `base`; from scratch as Stable Diffusion's, which leaves
+    /// 7 % of the picture at the last timestep. Small pictures show their light and layout through that, so that nothing is learned
+    /// about them from the words: `linear` from 1e-4 to 0.02 (DDPM) leaves 0.6 %.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_schedule: Option<BetaSchedule>,
+    /// First β.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_start: Option<f64>,
+    /// Last β.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta_end: Option<f64>,
     /// Optimiser steps.
     pub steps: u64,
     /// Images per step.
@@ -170,7 +183,10 @@ impl Default for UnetTraining {
             text_layers: 2,
             text_length: 32,
             vocabulary: 1024,
-            prediction_type: PredictionType::Epsilon,
+            prediction_type: None,
+            beta_schedule: None,
+            beta_start: None,
+            beta_end: None,
             steps: 3000,
             batch_size: 8,
             learning_rate: 6e-4,

@@ -59,7 +59,7 @@ pub struct TrainConfig {
     pub generated: String,
     /// Segmenter to start from, a run folder or a file; `joint` needs the warm-up's.
     pub init: String,
-    /// CLIP weights of the backbone, a file of open_clip; not used with `init`.
+    /// CLIP weights of the backbone: a file of open_clip, or `nano`, the small one inside the program; not used with `init`.
     pub backbone_weights: String,
     /// What cleans pseudo-labels: `none`, `regions`, or a file of SAM or MobileSAM (`joint` only).
     pub refiner: String,
@@ -385,7 +385,8 @@ impl TrainConfig {
             Part::Warmup if self.init.is_empty() && self.backbone_weights.is_empty() && self.model.freeze_backbone => usage(
                 "a backbone that is not trained needs weights",
                 "add `--backbone-weights FILE`, e.g. open_clip_pytorch_model.bin of \
-                 laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup or timm/resnet50_clip.openai; or train the backbone \
+                 laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup or timm/resnet50_clip.openai; or take the small one inside \
+                 the program, `--recipe clouds-nano --backbone-weights nano`; or train the backbone \
                  with `--set model.freeze_backbone=false`, as `--recipe clouds-nano` does",
             ),
             _ => Ok(()),

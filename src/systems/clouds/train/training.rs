@@ -11,6 +11,7 @@ use crate::io::weights;
 use crate::labels::LabelMap;
 use crate::models::mask2former::{Criterion, Mask2Former, Mask2FormerConfig, Target, is_decayed};
 use crate::nn::{Builder, ParamStore, Pass};
+use crate::systems::clouds::nano;
 use crate::systems::clouds::refine::{ClassMasks, MaskProposer, RefineConfig, refine};
 use crate::systems::shared::published;
 use crate::systems::shared::segmenter_file::{self, Model};
@@ -152,13 +153,25 @@ fn target(size: (usize, usize), masks: ClassMasks, drop_empty: bool) -> Target {
 fn student(config: &TrainConfig, network: &Mask2FormerConfig) -> Result<(Mask2Former, ParamStore)> {
     let (builder, drawn): (_, &[&str]) = match (config.init.as_str(), config.backbone_weights.as_str()) {
         ("", "") => (Builder::random(config.seed), &[]),
-        ("", file) => {
-            (Builder::from_source(weights::clip::visual(weights::open(Path::new(file))?)?, config.seed), &["sem_seg_head."])
-        }
+        ("", name) => (Builder::from_source(weights::clip::visual(backbone(name, network)?)?, config.seed), &["sem_seg_head."]),
         (init, _) => (Builder::from_source(initial(Path::new(init), network)?, config.seed), &[]),
     };
     let student = Mask2Former::new(network, &builder)?;
     Ok((student, builder.finish_partial(drawn, &[])?))
+}
+
+/// The CLIP of that name: the one inside the program, or a file.
+fn backbone(name: &str, network: &Mask2FormerConfig) -> Result<Box<dyn weights::TensorSource>> {
+    if name != nano::NAME {
+        return weights::open(Path::new(name));
+    }
+    let clip = nano::open()?;
+    let wanted = published::as_file(network).backbone;
+    if clip.config.visual == wanted {
+        return Ok(Box::new(clip.tensors));
+    }
+    let next = "add `--recipe clouds-nano`, or set model.backbone, model.depths and model.widths to its sizes";
+    Err(Error::data(name, format!("the backbone of the settings, {wanted:?}"), format!("{:?}", clip.config.visual), next))
 }
 
 /// The weights of a trained segmenter of that network.

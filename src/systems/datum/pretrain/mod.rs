@@ -113,14 +113,28 @@ fn stage<'a>(
 
 /// The model before training.
 fn start(config: &PretrainConfig, photos: &Photos, places: &Places, progress: &dyn Progress) -> Result<Model> {
-    if config.base != "scratch" {
-        return Model::of(base::pipeline(&config.base, &places.hub, progress)?);
-    }
+    let mut model = match config.base.as_str() {
+        "scratch" => drawn(config, photos)?,
+        base => Model::of(base::pipeline(base, &places.hub, progress)?)?,
+    };
+    let unet = &config.unet;
+    let values = [
+        ("prediction_type", unet.prediction_type.map(|kind| serde_json::json!(kind))),
+        ("beta_schedule", unet.beta_schedule.map(|kind| serde_json::json!(kind))),
+        ("beta_start", unet.beta_start.map(|beta| serde_json::json!(beta))),
+        ("beta_end", unet.beta_end.map(|beta| serde_json::json!(beta))),
+    ];
+    let given = values.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?)));
+    model.scheduler_config.other.extend(given);
+    model.schedule()?;
+    Ok(model)
+}
+
+/// A model of random weights.
+fn drawn(config: &PretrainConfig, photos: &Photos) -> Result<Model> {
     let tokenizer = Tokenizer::train(&photos.vocabulary(), config.unet.vocabulary, config.unet.text_length)?;
     let configs = (unet_config(&config.unet, config), vae_config(&config.vae, config), text_config(&config.unet, &tokenizer));
-    let mut scheduler = SchedulerConfig::default();
-    scheduler.other.insert("prediction_type".into(), serde_json::json!(config.unet.prediction_type));
-    let model = Model::random(configs, scheduler, tokenizer, config.seed)?;
+    let model = Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)?;
     thumbnail::start(&model.vae, &model.vae_config)?;
     Ok(model)
 }

@@ -1,0 +1,144 @@
+//! `datum demo`: the whole idea on drawn streets, with the commands a user would type.
+
+mod runner;
+
+use crate::base::{Error, Result};
+use crate::io::atomic;
+pub(super) use runner::{Demo, DemoArgs, Script, Step};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+/// The photo of the target, inside the demo's folder.
+const PHOTO: &str = "photo/images/000000.png";
+/// Describes the unseen streets.
+const UNSEEN: &str = "unseen.toml";
+/// Pseudo-target pictures with the photo among them.
+const TARGET: &str = "pseudo-target";
+/// Every so many pictures of the target set are the photo.
+const PHOTO_EVERY: usize = 5;
+
+const SCRIPT: Script = Script {
+    program: "datum",
+    recipes: ["demo", "demo-fast"],
+    steps: &[
+        Step {
+            title: "the source: streets by day, with labels",
+            folder: "source",
+            seconds: [3.0, 1.0],
+            command: "dataset render-street --look day --seed {seed}0",
+        },
+        Step {
+            title: "the target: ONE street at dusk, without labels",
+            folder: "photo",
+            seconds: [1.0, 1.0],
+            command: "dataset render-street --look dusk --seed {seed}1 --count 1",
+        },
+        Step {
+            title: "streets at dusk nobody has seen, for the test at the end",
+            folder: "unseen",
+            seconds: [3.0, 2.0],
+            command: "dataset render-street --look dusk --seed {seed}2 --count {test}",
+        },
+        Step {
+            title: "nano learns the look of the photo",
+            folder: "personalize",
+            seconds: [35.0, 15.0],
+            command: "personalize @/photo/images/000000.png --base nano --class-images @/source/images",
+        },
+        Step {
+            title: "it redraws the streets in that look",
+            folder: "generate",
+            seconds: [50.0, 8.0],
+            command: "generate --prompts things.txt --model @/personalize --init-images @/source/images \
+                  --init-style @/photo/images/000000.png",
+        },
+        Step {
+            title: "a segmenter learns from the source",
+            folder: "start",
+            seconds: [200.0, 48.0],
+            command: "adapt --source street=@/source --strategy source-only --iterations {start} --set learning_rate=2e-3 \
+                  --set warmup=50",
+        },
+        Step {
+            title: "it goes on with the source alone",
+            folder: "source-only",
+            seconds: [65.0, 22.0],
+            command: "adapt --source street=@/source --strategy source-only --init @/start --validation @/unseen.toml",
+        },
+        Step {
+            title: "or with source and pseudo-target",
+            folder: "adapted",
+            seconds: [140.0, 45.0],
+            command: "adapt --source street=@/source --target @/pseudo-target --init @/start --set fourier=0.01 \
+                  --validation @/unseen.toml",
+        },
+    ],
+};
+
+/// Runs the verb.
+pub fn run(args: &DemoArgs) -> Result<()> {
+    let demo = Demo::open(&SCRIPT, args)?;
+    demo.run(|folder| match folder {
+        "unseen" => describe_unseen(&demo),
+        "generate" => pseudo_target(&demo),
+        _ => Ok(()),
+    })?;
+    let scores = |name: &str| demo.scores(name, UNSEEN, Some(&format!("{name}/overlays")));
+    let result = json!({ "source_only": scores("source-only")?, "adapted": scores("adapted")? });
+    demo.finish(&["source-only", "adapted"], result, table)
+}
+
+/// The generated pictures, with the photo as every fifth one.
+fn pseudo_target(demo: &Demo) -> Result<()> {
+    let (from, to) = (demo.path("generate/images"), demo.path(TARGET));
+    fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
+    let place = |from: &Path, name: String| {
+        let target = to.join(name);
+        if target.exists() {
+            return Ok(());
+        }
+        fs::hard_link(from, &target).or_else(|_| fs::copy(from, &target).map(drop)).map_err(|e| Error::io(&target, e))
+    };
+    let pictures = crate::io::images::list(&from)?;
+    for picture in &pictures {
+        place(picture, picture.file_name().unwrap_or_default().to_string_lossy().into_owned())?;
+    }
+    (0..pictures.len() / (PHOTO_EVERY - 1)).try_for_each(|i| place(&demo.path(PHOTO), format!("photo_{i}.png")))
+}
+
+/// All unseen streets as one split: their labels serve the test and the curves alone.
+fn describe_unseen(demo: &Demo) -> Result<()> {
+    let text = "# All unseen streets; their labels serve the test and the curves alone.\nextends = \"street\"\nroot = \"unseen\"\n[splits]\nval = \"images/*.png\"\n";
+    atomic::write(&demo.path(UNSEEN), text.as_bytes())
+}
+
+/// IoU per class of both segmenters and what adaptation changed, in percent.
+fn table(result: &Value) -> String {
+    let percent = |value: &Value| value.as_f64().map(|value| 100.0 * value);
+    let line = |name: &str, before: &Value, after: &Value| {
+        let show = |value: Option<f64>| value.map_or_else(|| "–".into(), |value| format!("{value:.1}"));
+        let change = percent(before).zip(percent(after)).map_or_else(|| "–".into(), |(a, b)| format!("{:+.1}", b - a));
+        format!("{name:<16}{:>12}{:>10}{change:>10}", show(percent(before)), show(percent(after)))
+    };
+    let (before, after) = (&result["source_only"], &result["adapted"]);
+    let classes = before["classes"].as_array().into_iter().flatten().zip(after["classes"].as_array().into_iter().flatten());
+    let mut lines = vec![format!("{:<16}{:>12}{:>10}{:>10}", "IoU, %", "source-only", "adapted", "change")];
+    lines.extend(classes.map(|(a, b)| line(a["name"].as_str().unwrap_or_default(), &a["iou"], &b["iou"])));
+    lines.push(line("mIoU", &before["mIoU"], &after["mIoU"]));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_shows_what_changed_and_what_is_missing() {
+        let scores = |miou: f64, iou: Value| json!({ "mIoU": miou, "classes": [{ "name": "road", "iou": iou }] });
+        let text = table(&json!({ "source_only": scores(0.25, json!(0.5)), "adapted": scores(0.375, Value::Null) }));
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["road", "50.0", "–", "–"]);
+        assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["mIoU", "25.0", "37.5", "+12.5"]);
+    }
+}
