@@ -4,6 +4,8 @@ mod runner;
 
 use crate::base::{Error, Result};
 use crate::io::atomic;
+#[cfg(test)]
+pub(super) use runner::DemoConfig;
 pub(super) use runner::{Demo, DemoArgs, Script, Step};
 use serde_json::{Value, json};
 use std::fs;
