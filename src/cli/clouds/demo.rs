@@ -53,10 +53,10 @@ const SCRIPT: Script = Script {
             command: "prompts",
         },
         Step {
-            title: "nano paints them: streets that are nowhere",
+            title: "nano repaints the streets after them",
             folder: "generate",
             seconds: [200.0, 30.0],
-            command: "generate --prompts @/prompts --model nano",
+            command: "generate --prompts @/prompts --model nano --init-images @/source/images",
         },
         Step {
             title: "a segmenter on a frozen CLIP learns from the source",
