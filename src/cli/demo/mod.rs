@@ -45,33 +45,33 @@ const SCRIPT: Script = Script {
         Step {
             title: "nano learns the look of the photo",
             folder: "personalize",
-            seconds: [35.0, 15.0],
+            seconds: [32.0, 15.0],
             command: "personalize @/photo/images/000000.png --base nano --class-images @/source/images",
         },
         Step {
             title: "it redraws the streets in that look",
             folder: "generate",
-            seconds: [50.0, 8.0],
+            seconds: [47.0, 10.0],
             command: "generate --prompts things.txt --model @/personalize --init-images @/source/images \
                   --init-style @/photo/images/000000.png",
         },
         Step {
             title: "a segmenter learns from the source",
             folder: "start",
-            seconds: [200.0, 48.0],
+            seconds: [218.0, 75.0],
             command: "adapt --source street=@/source --strategy source-only --iterations {start} --set learning_rate=2e-3 \
                   --set warmup=50",
         },
         Step {
             title: "it goes on with the source alone",
             folder: "source-only",
-            seconds: [65.0, 22.0],
+            seconds: [71.0, 18.0],
             command: "adapt --source street=@/source --strategy source-only --init @/start --validation @/unseen.toml",
         },
         Step {
             title: "or with source and pseudo-target",
             folder: "adapted",
-            seconds: [140.0, 45.0],
+            seconds: [154.0, 35.0],
             command: "adapt --source street=@/source --target @/pseudo-target --init @/start --set fourier=0.01 \
                   --validation @/unseen.toml",
         },

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct DemoArgs {
-    /// All stages with few pictures and steps: quick, but no scores worth reading
+    /// All stages with few pictures and steps: minutes, but no scores worth reading
     #[arg(long, conflicts_with = "recipe")]
     fast: bool,
     #[command(flatten)]
