@@ -9,7 +9,7 @@
 #       trainable   start, source-only and joint with a backbone that learns (from the same CLIP)
 #       without a ROW: all
 #
-# Environment: SEED (the demo's, 0), RECIPE (clouds-demo), START (steps of the demo's start, 1200), CLOUDS (target/release/clouds).
+# Environment: SEED (the demo's, 0), RECIPE (clouds-demo), START (steps of the demo's start, 800), CLOUDS (target/release/clouds).
 set -euo pipefail
 if [ $# -lt 1 ]; then sed -n '2,12p' "$0" >&2; exit 2; fi
 demo=$1; shift
@@ -50,7 +50,7 @@ for row in "${rows[@]}"; do
       train joint-few --stage joint --generated "$out/few" "${frozen[@]}" --init "$demo/start" ;;
     trainable)
       learns=("${frozen[@]}" --set model.freeze_backbone=false)
-      train start-trainable "${learns[@]}" --iterations "${START:-1200}"
+      train start-trainable "${learns[@]}" --iterations "${START:-800}"
       train source-only-trainable "${learns[@]}" --init "$out/start-trainable"
       train joint-trainable "${learns[@]}" "${joint[@]}" --init "$out/start-trainable" ;;
     *) echo "clouds-ablation.sh: unknown row $row" >&2; exit 2 ;;
