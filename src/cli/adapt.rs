@@ -1,6 +1,6 @@
 //! `datum adapt`
 
-use super::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
+use super::common::{ResumeArgs, RunArgs, VerbArgs};
 use super::recipe::Resolved;
 use super::settings;
 use crate::base::{Error, Result};
@@ -34,11 +34,7 @@ pub struct AdaptArgs {
     #[command(flatten)]
     resume: ResumeArgs,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -83,23 +79,23 @@ struct Flags {
 
 /// Runs the verb.
 pub fn run(args: AdaptArgs) -> Result<()> {
-    args.compute.join()?;
+    args.common.compute.join()?;
     if args.plan {
-        let resolved = resolved(&args, &args.run)?;
-        let plan = adapt::plan(&resolved.settings, &settings::search(), &args.display.progress())?;
-        return args.display.result(&plan, || plan.text());
+        let resolved = resolved(&args, &args.common.run)?;
+        let plan = adapt::plan(&resolved.settings, &settings::search(), &args.common.display.progress())?;
+        return args.common.display.result(&plan, || plan.text());
     }
     let resume = args.resume.resume.as_ref();
     if args.seeds.is_empty() {
-        let (run, file) = train(&args, &args.run, resume)?;
+        let (run, file) = train(&args, &args.common.run, resume)?;
         let result = json!({ "segmenter": file, "run": run });
-        return args.display.result(&result, || format!("{}", file.display()));
+        return args.common.display.result(&result, || format!("{}", file.display()));
     }
     let (run, files) = train_seeds(&args, resume)?;
     let trained: Vec<Value> =
         args.seeds.iter().zip(&files).map(|(seed, file)| json!({ "seed": seed, "segmenter": file })).collect();
     let lines = || files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join("\n");
-    args.display.result(&json!({ "run": run, "seeds": trained }), lines)
+    args.common.display.result(&json!({ "run": run, "seeds": trained }), lines)
 }
 
 fn resolved(args: &AdaptArgs, run: &RunArgs) -> Result<Resolved<AdaptConfig>> {
@@ -115,7 +111,7 @@ fn resolved(args: &AdaptArgs, run: &RunArgs) -> Result<Resolved<AdaptConfig>> {
 fn train(args: &AdaptArgs, run: &RunArgs, resume: Option<&Resume>) -> Result<(PathBuf, PathBuf)> {
     let resolved = resolved(args, run)?;
     let config = &resolved.settings;
-    let progress = args.display.progress();
+    let progress = args.common.display.progress();
     let run = settings::run_folder("adapt", &settings::stem(&config.source), run, resume)?;
     let work = || adapt::run(config, &run, resume, &settings::search(), &progress);
     let init = segmenter_file::locate(Path::new(&config.init)).display().to_string();
@@ -131,9 +127,9 @@ fn train_seeds(args: &AdaptArgs, resume: Option<&Resume>) -> Result<(PathBuf, Ve
             path.display()
         )));
     }
-    let resolved = resolved(args, &args.run)?;
+    let resolved = resolved(args, &args.common.run)?;
     let label = settings::stem(&resolved.settings.source);
-    let parent = settings::run_folder("adapt", &label, &args.run, resume)?;
+    let parent = settings::run_folder("adapt", &label, &args.common.run, resume)?;
     let folder = |seed: &u64| parent.path().join(format!("seed-{seed}"));
     if resume.is_some() && !args.seeds.iter().any(|seed| folder(seed).is_dir()) {
         let next = "name the run with `--output`, or start without `--resume`";
@@ -142,11 +138,11 @@ fn train_seeds(args: &AdaptArgs, resume: Option<&Resume>) -> Result<(PathBuf, Ve
     let of_seed = |&seed: &u64| {
         let output = folder(&seed);
         let started = resume.is_some() && output.join("recipe.toml").is_file();
-        let run = RunArgs { seed: Some(seed), output: Some(output), ..args.run.clone() };
+        let run = RunArgs { seed: Some(seed), output: Some(output), ..args.common.run.clone() };
         Ok(train(args, &run, resume.filter(|_| started))?.1)
     };
     parent.log("seeds", json!({ "seeds": args.seeds }))?;
-    let progress = args.display.progress();
+    let progress = args.common.display.progress();
     let work = || args.seeds.iter().map(of_seed).collect::<Result<Vec<_>>>();
     let files = settings::recorded(&parent, &resolved, &[], resume, &progress, work)?;
     Ok((parent.path().into(), files))

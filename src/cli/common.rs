@@ -140,6 +140,20 @@ pub struct RunArgs {
     pub output: Option<PathBuf>,
 }
 
+/// What every verb takes that computes and leaves a run.
+#[derive(Debug, Clone, Args)]
+pub struct VerbArgs {
+    /// Settings and folder.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Device and threads.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// What is said.
+    #[command(flatten)]
+    pub display: DisplayArgs,
+}
+
 /// Going on with a run.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Run")]

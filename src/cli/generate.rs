@@ -1,6 +1,6 @@
 //! `datum generate`
 
-use super::common::{ComputeArgs, DisplayArgs, RunArgs};
+use super::common::{RunArgs, VerbArgs};
 use super::settings;
 use crate::base::{Error, Result};
 use crate::systems::datum::config::GenerateConfig;
@@ -26,11 +26,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     plan: bool,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -97,22 +93,22 @@ pub fn run(args: GenerateArgs) -> Result<()> {
 
 /// Runs the verb with the settings of a shipped recipe in place of the defaults.
 pub fn run_over(base: Option<&str>, args: GenerateArgs) -> Result<()> {
-    args.compute.apply()?;
-    let resolved = settings::resolve_over::<GenerateConfig>(base, "generate", &args.run, &args.flags)?;
+    args.common.compute.apply()?;
+    let resolved = settings::resolve_over::<GenerateConfig>(base, "generate", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     if config.prompts.is_empty() {
         return Err(Error::Usage("generate needs prompts\n  next: add `--prompts things.txt`".into()));
     }
-    let progress = args.display.progress();
+    let progress = args.common.display.progress();
     if args.plan {
-        let plan = generate::plan(config, args.run.output.as_deref(), &settings::places(), &progress)?;
-        return args.display.result(&plan, || plan.text());
+        let plan = generate::plan(config, args.common.run.output.as_deref(), &settings::places(), &progress)?;
+        return args.common.display.result(&plan, || plan.text());
     }
-    let (run, output) = open(config, &args.run)?;
+    let (run, output) = open(config, &args.common.run)?;
     let work = || run.timed("generate", || generate::run(config, &run, &output, &settings::places(), &progress));
     let made = settings::recorded(&run, &resolved, &[&config.prompts], None, &progress, work)?;
     let result = json!({ "images": made.folder, "made": made.made, "kept": made.kept, "run": run.path() });
-    args.display.result(&result, || format!("{}", made.folder.display()))
+    args.common.display.result(&result, || format!("{}", made.folder.display()))
 }
 
 /// The run folder and the folder that holds `images/`. Shards share the latter and have a run folder each.

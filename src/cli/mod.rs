@@ -48,7 +48,7 @@ enum Verb {
                             you would type and shows them; stop it at any time, and go on with the same --output.\n\n\
                             Examples:\n  datum demo\n  datum demo --fast\n  datum demo --output runs/demo --seed 1"
     )]
-    Demo(demo::DemoArgs),
+    Demo(demo::runner::DemoArgs),
     Report(report::ReportArgs),
     Doctor(doctor::DoctorArgs),
     Completions(manual::CompletionsArgs),

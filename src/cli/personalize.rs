@@ -1,6 +1,6 @@
 //! `datum personalize`
 
-use super::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
+use super::common::{ResumeArgs, VerbArgs};
 use super::{doctor, settings};
 use crate::base::{Error, Result};
 use crate::systems::datum::config::PersonalizeConfig;
@@ -25,11 +25,7 @@ pub struct PersonalizeArgs {
     #[command(flatten)]
     resume: ResumeArgs,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -106,24 +102,24 @@ struct Flags {
 
 /// Runs the verb.
 pub fn run(args: PersonalizeArgs) -> Result<()> {
-    args.compute.join()?;
-    let resolved = settings::resolve::<PersonalizeConfig>("personalize", &args.run, &args.flags)?;
+    args.common.compute.join()?;
+    let resolved = settings::resolve::<PersonalizeConfig>("personalize", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     let first = config
         .images
         .first()
         .ok_or_else(|| Error::Usage("personalize needs a photo of the target\n  next: `datum personalize target.png`".into()))?;
     config.validate()?;
-    let progress = args.display.progress();
+    let progress = args.common.display.progress();
     if args.plan {
         let plan = personalize::plan(config, &settings::places(), doctor::available_memory(), &progress)?;
-        return args.display.result(&plan, || plan.text());
+        return args.common.display.result(&plan, || plan.text());
     }
     let resume = args.resume.resume.as_ref();
-    let run = settings::run_folder("personalize", &settings::stem(first), &args.run, resume)?;
+    let run = settings::run_folder("personalize", &settings::stem(first), &args.common.run, resume)?;
     let inputs: Vec<&str> = config.images.iter().map(String::as_str).collect();
     let work = || personalize::run(config, &run, resume, &settings::places(), &progress);
     let folder = settings::recorded(&run, &resolved, &inputs, resume, &progress, work)?;
     let result = json!({ "model": folder, "run": run.path() });
-    args.display.result(&result, || format!("{}", folder.display()))
+    args.common.display.result(&result, || format!("{}", folder.display()))
 }

@@ -1,6 +1,6 @@
 //! `datum pretrain`
 
-use super::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
+use super::common::{ResumeArgs, VerbArgs};
 use super::settings;
 use crate::base::{Error, Result};
 use crate::systems::datum::config::PretrainConfig;
@@ -19,11 +19,7 @@ pub struct PretrainArgs {
     #[command(flatten)]
     resume: ResumeArgs,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -44,18 +40,18 @@ struct Flags {
 
 /// Runs the verb.
 pub fn run(args: PretrainArgs) -> Result<()> {
-    args.compute.join()?;
-    let resolved = settings::resolve::<PretrainConfig>("pretrain", &args.run, &args.flags)?;
+    args.common.compute.join()?;
+    let resolved = settings::resolve::<PretrainConfig>("pretrain", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     if config.images.is_empty() {
         return Err(Error::Usage("pretrain needs photos\n  next: add `--images FOLDER`".into()));
     }
     config.validate()?;
-    let progress = args.display.progress();
+    let progress = args.common.display.progress();
     let resume = args.resume.resume.as_ref();
-    let run = settings::run_folder("pretrain", &settings::stem(&config.images), &args.run, resume)?;
+    let run = settings::run_folder("pretrain", &settings::stem(&config.images), &args.common.run, resume)?;
     let work = || pretrain::run(config, &run, resume, &settings::places(), &progress);
     let folder = settings::recorded(&run, &resolved, &[&config.captions], resume, &progress, work)?;
     let result = json!({ "model": folder, "run": run.path() });
-    args.display.result(&result, || format!("{}", folder.display()))
+    args.common.display.result(&result, || format!("{}", folder.display()))
 }

@@ -6,7 +6,8 @@ use super::gradients::with_values;
 use super::run_dir::{MetricsLog, RunDir};
 use crate::base::metrics::Sink;
 use crate::base::progress::Progress;
-use crate::base::{Result, group};
+use crate::base::{Error, Result, group};
+use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,6 +40,18 @@ pub struct Stage<'a> {
     pub progress: &'a dyn Progress,
     /// Opens further places that the numbers of each step go to, for a run that goes on after so many steps.
     pub sinks: &'a dyn Fn(u64) -> Result<Vec<Box<dyn Sink>>>,
+}
+
+/// What a checkpoint must share with the run that goes on from it: all settings but those named `free`.
+///
+/// # Errors
+/// Settings that are no table.
+pub fn identity(settings: &impl Serialize, free: &[&str]) -> Result<BTreeMap<String, Value>> {
+    let Value::Object(mut values) = serde_json::to_value(settings).map_err(|e| Error::Usage(e.to_string()))? else {
+        return Err(Error::Usage("a recipe is a table of values".into()));
+    };
+    values.retain(|name, _| !free.contains(&name.as_str()));
+    Ok(values.into_iter().collect())
 }
 
 impl Stage<'_> {

@@ -1,7 +1,7 @@
 //! `clouds demo`: the whole idea on drawn streets, with the commands a user would type.
 
 use crate::base::Result;
-use crate::cli::demo::{Demo, DemoArgs, Script, Step};
+use crate::cli::demo::runner::{Demo, DemoArgs, SOURCE, Script, Step, compared};
 use crate::io::atomic;
 use serde_json::{Value, json};
 
@@ -16,12 +16,7 @@ const SCRIPT: Script = Script {
     program: "clouds",
     recipes: ["clouds-demo", "clouds-demo-fast"],
     steps: &[
-        Step {
-            title: "the source: streets by day, with labels",
-            folder: "source",
-            seconds: [3.0, 1.0],
-            command: "dataset render-street --look day --seed {seed}0",
-        },
+        SOURCE,
         Step {
             title: "streets at night nobody has seen, for the test at the end",
             folder: "unseen/night",
@@ -62,19 +57,19 @@ const SCRIPT: Script = Script {
             title: "a segmenter on a frozen CLIP learns from the source",
             folder: "start",
             seconds: [266.0, 25.0],
-            command: "train --source street=@/source --backbone-weights nano --iterations {start}",
+            command: "train --source street=@/source --iterations {start}",
         },
         Step {
             title: "it goes on with the source alone",
             folder: "source-only",
             seconds: [103.0, 10.0],
-            command: "train --source street=@/source --backbone-weights nano --init @/start",
+            command: "train --source street=@/source --init @/start",
         },
         Step {
             title: "or with the source and what was painted, which a slow copy of it labels",
             folder: "joint",
             seconds: [169.0, 15.0],
-            command: "train --stage joint --source street=@/source --generated @/generate --backbone-weights nano --init @/start",
+            command: "train --stage joint --source street=@/source --generated @/generate --init @/start",
         },
     ],
 };
@@ -96,29 +91,16 @@ pub(super) fn run(args: &DemoArgs) -> Result<()> {
 
 /// The data sets of the tests, one by one and together.
 fn describe(demo: &Demo) -> Result<()> {
-    let head = "# Their labels serve the test alone.\nextends = \"street\"\n";
-    for look in LOOKS {
-        let text = format!("{head}root = \"unseen/{look}\"\n[splits]\nval = \"images/*.png\"\n");
-        atomic::write(&demo.path(format!("{look}.toml")), text.as_bytes())?;
-    }
-    let text = format!(
-        "{head}root = \"unseen\"\nimages = \"*/images/*.png\"\nlabels = \"{{dir}}/../labels/{{stem}}.png\"\n\
-         [splits]\nval = \"*/images/*.png\"\n"
-    );
+    LOOKS.iter().try_for_each(|look| demo.describe(&format!("{look}.toml"), &format!("unseen/{look}")))?;
+    let text = "extends = \"street\"\nroot = \"unseen\"\nimages = \"*/images/*.png\"\nlabels = \"{dir}/../labels/{stem}.png\"\n\
+                [splits]\nval = \"*/images/*.png\"\n";
     atomic::write(&demo.path(UNSEEN), text.as_bytes())
 }
 
 /// mIoU of both segmenters by look and what the painted streets changed, in percent.
 fn table(result: &Value) -> String {
-    let percent = |name: &str, look: &str| result[name][look].as_f64().map(|value| 100.0 * value);
-    let line = |look: &&str| {
-        let (before, after) = (percent("source_only", look), percent("joint", look));
-        let show = |value: Option<f64>| value.map_or_else(|| "–".into(), |value| format!("{value:.1}"));
-        let change = before.zip(after).map_or_else(|| "–".into(), |(a, b)| format!("{:+.1}", b - a));
-        format!("{look:<10}{:>12}{:>10}{change:>10}", show(before), show(after))
-    };
-    let head = format!("{:<10}{:>12}{:>10}{:>10}", "mIoU, %", "source-only", "joint", "change");
-    std::iter::once(head).chain(LOOKS.iter().chain(&["all"]).map(line)).collect::<Vec<_>>().join("\n")
+    let row = |look: &&'static str| (*look, &result["source_only"][look], &result["joint"][look]);
+    compared(["mIoU, %", "source-only", "joint"], LOOKS.iter().chain(&["all"]).map(row))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `clouds masks`
 
 use crate::base::Result;
-use crate::cli::common::{ComputeArgs, DisplayArgs, RunArgs};
+use crate::cli::common::VerbArgs;
 use crate::cli::settings;
 use crate::systems::clouds::everything::{self, MasksConfig};
 use clap::Args;
@@ -24,11 +24,7 @@ pub(super) struct MasksArgs {
     #[command(flatten)]
     flags: Flags,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -40,12 +36,12 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(args: MasksArgs) -> Result<()> {
-    args.compute.apply()?;
-    let resolved = settings::resolve::<MasksConfig>("masks", &args.run, &args.flags)?;
+    args.common.compute.apply()?;
+    let resolved = settings::resolve::<MasksConfig>("masks", &args.common.run, &args.flags)?;
     let first = args.inputs.first().map_or(String::new(), |path| path.display().to_string());
-    let run = super::run_folder(&format!("masks_{}", settings::stem(&first)), &args.run)?;
+    let run = super::run_folder(&format!("masks_{}", settings::stem(&first)), &args.common.run)?;
     settings::record(&run, &resolved, &[&resolved.settings.refiner])?;
-    let progress = args.display.progress();
+    let progress = args.common.display.progress();
     let drawn = run.timed("masks", || everything::run(&resolved.settings, &args.inputs, run.path(), &progress))?;
-    args.display.result(&drawn, || format!("{}", run.path().display()))
+    args.common.display.result(&drawn, || format!("{}", run.path().display()))
 }

@@ -7,7 +7,7 @@ mod prompts;
 mod refine;
 mod train;
 
-use super::{common::RunArgs, dataset, demo::DemoArgs, doctor, evaluate, generate, manual, predict, report, settings};
+use super::{common::RunArgs, dataset, demo::runner::DemoArgs, doctor, evaluate, generate, manual, predict, report, settings};
 use crate::base::Result;
 use crate::train::run_dir::RunDir;
 use clap::{CommandFactory, Parser, Subcommand};

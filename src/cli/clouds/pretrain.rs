@@ -1,7 +1,7 @@
 //! `clouds pretrain`
 
 use crate::base::Result;
-use crate::cli::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
+use crate::cli::common::{ResumeArgs, VerbArgs};
 use crate::cli::settings;
 use crate::systems::clouds::pretrain::{self, config::ClipPretrainConfig};
 use clap::Args;
@@ -28,11 +28,7 @@ pub(super) struct PretrainArgs {
     #[command(flatten)]
     resume: ResumeArgs,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -56,15 +52,15 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(args: PretrainArgs) -> Result<()> {
-    args.compute.apply()?;
+    args.common.compute.apply()?;
     let resume = args.resume.resume.as_ref();
-    let resolved = settings::resolve::<ClipPretrainConfig>(VERB, &args.run, &args.flags)?;
+    let resolved = settings::resolve::<ClipPretrainConfig>(VERB, &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     config.validate()?;
-    let progress = args.display.progress();
-    let run = settings::run_folder(VERB, &settings::stem(&config.images), &args.run, resume)?;
+    let progress = args.common.display.progress();
+    let run = settings::run_folder(VERB, &settings::stem(&config.images), &args.common.run, resume)?;
     let work = || pretrain::run(config, &run, resume, &progress);
     let file = settings::recorded(&run, &resolved, &[&config.captions], resume, &progress, work)?;
     let result = json!({ "weights": file, "run": run.path() });
-    args.display.result(&result, || format!("{}", file.display()))
+    args.common.display.result(&result, || format!("{}", file.display()))
 }

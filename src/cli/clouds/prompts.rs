@@ -2,7 +2,7 @@
 
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
-use crate::cli::common::{ComputeArgs, DisplayArgs, RunArgs};
+use crate::cli::common::VerbArgs;
 use crate::cli::settings;
 use crate::systems::clouds::config::PromptsConfig;
 use crate::systems::clouds::prompts;
@@ -30,11 +30,7 @@ pub(super) struct PromptsArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -55,17 +51,17 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(args: PromptsArgs) -> Result<()> {
-    args.compute.apply()?;
-    let resolved = settings::resolve::<PromptsConfig>("prompts", &args.run, &args.flags)?;
+    args.common.compute.apply()?;
+    let resolved = settings::resolve::<PromptsConfig>("prompts", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     if args.dry_run {
         let shown = prompts::preview(config)?;
-        return args.display.result(&shown, || format!("{shown:#}"));
+        return args.common.display.result(&shown, || format!("{shown:#}"));
     }
     config.validate()?;
-    let progress = args.display.progress();
+    let progress = args.common.display.progress();
     let writer = config.llm.split(':').next().unwrap_or_default();
-    let run = super::run_folder(&format!("prompts_{writer}"), &args.run)?;
+    let run = super::run_folder(&format!("prompts_{writer}"), &args.common.run)?;
     settings::record(&run, &resolved, &[&config.grammar])?;
     let key = std::env::var(KEY).ok().map(|key| key.trim().to_string()).filter(|key| !key.is_empty());
     let written = run.timed("prompts", || prompts::run(config, &run, key, &progress)).map_err(|error| match error {
@@ -74,7 +70,7 @@ pub(super) fn run(args: PromptsArgs) -> Result<()> {
         },
         other => other,
     })?;
-    args.display.result(&written, || {
+    args.common.display.result(&written, || {
         let tally = written.tally;
         let said = format!("{} prompts from {} lines, {:.1} % of them valid", written.count, tally.lines, 100.0 * written.valid);
         progress.say(&said);

@@ -2,7 +2,7 @@
 
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
-use crate::cli::common::{ComputeArgs, DisplayArgs, RunArgs};
+use crate::cli::common::VerbArgs;
 use crate::cli::settings;
 use crate::data::Dataset;
 use crate::report::terminal;
@@ -27,11 +27,7 @@ pub(super) struct RefineArgs {
     #[command(flatten)]
     flags: Flags,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -69,19 +65,19 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(args: RefineArgs) -> Result<()> {
-    args.compute.apply()?;
-    let resolved = settings::resolve::<RefineFolderConfig>("refine", &args.run, &args.flags)?;
+    args.common.compute.apply()?;
+    let resolved = settings::resolve::<RefineFolderConfig>("refine", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     config.validate()?;
     let classes = Dataset::class_table(&config.classes, &settings::search())?;
-    let progress = args.display.progress();
-    let run = super::run_folder(&format!("refine_{}", settings::stem(&config.labels)), &args.run)?;
+    let progress = args.common.display.progress();
+    let run = super::run_folder(&format!("refine_{}", settings::stem(&config.labels)), &args.common.run)?;
     settings::record(&run, &resolved, &[&config.refiner])?;
     let refined = run.timed("refine", || refine_folder::run(config, &classes, &run, &progress))?;
     if refined.made + refined.kept == 0 {
         return Err(Error::data(&config.images, "readable pictures", "none", "replace them"));
     }
-    args.display.result(&refined, || {
+    args.common.display.result(&refined, || {
         progress.say(&summary(&refined));
         format!("{}", refined.labels.display())
     })

@@ -1,7 +1,7 @@
 //! `clouds train`
 
 use crate::base::Result;
-use crate::cli::common::{ComputeArgs, DisplayArgs, ResumeArgs, RunArgs};
+use crate::cli::common::{ResumeArgs, VerbArgs};
 use crate::cli::settings;
 use crate::systems::clouds::nano;
 use crate::systems::clouds::train::{self, config::TrainConfig};
@@ -34,11 +34,7 @@ pub(super) struct TrainArgs {
     #[command(flatten)]
     resume: ResumeArgs,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    display: DisplayArgs,
+    common: VerbArgs,
 }
 
 #[derive(Debug, Args, Serialize)]
@@ -80,21 +76,21 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(mut args: TrainArgs) -> Result<()> {
-    args.compute.apply()?;
+    args.common.compute.apply()?;
     if args.flags.backbone_weights.as_deref() == Some(nano::NAME) {
         // First, so that a `--set` of the user's own comes after it.
-        args.run.set.insert(0, "model.freeze_backbone=true".into());
+        args.common.run.set.insert(0, "model.freeze_backbone=true".into());
     }
     let resume = args.resume.resume.as_ref();
-    let resolved = settings::resolve_over::<TrainConfig>(Some(RECIPE), "train", &args.run, &args.flags)?;
+    let resolved = settings::resolve_over::<TrainConfig>(Some(RECIPE), "train", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     config.validate()?;
-    let progress = args.display.progress();
-    let run = settings::run_folder("train", &settings::stem(&config.source), &args.run, resume)?;
+    let progress = args.common.display.progress();
+    let run = settings::run_folder("train", &settings::stem(&config.source), &args.common.run, resume)?;
     let work = || train::run(config, &run, resume, &settings::search(), &progress);
     let init = segmenter_file::locate(Path::new(&config.init)).display().to_string();
     let inputs = [config.backbone_weights.as_str(), &init, &config.refiner];
     let file = settings::recorded(&run, &resolved, &inputs, resume, &progress, work)?;
     let result = json!({ "segmenter": file, "run": run.path() });
-    args.display.result(&result, || format!("{}", file.display()))
+    args.common.display.result(&result, || format!("{}", file.display()))
 }

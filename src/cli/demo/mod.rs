@@ -1,12 +1,9 @@
 //! `datum demo`: the whole idea on drawn streets, with the commands a user would type.
 
-mod runner;
+pub(super) mod runner;
 
 use crate::base::{Error, Result};
-use crate::io::atomic;
-#[cfg(test)]
-pub(super) use runner::DemoConfig;
-pub(super) use runner::{Demo, DemoArgs, Script, Step};
+use runner::{Demo, DemoArgs, SOURCE, Script, Step, compared};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -24,12 +21,7 @@ const SCRIPT: Script = Script {
     program: "datum",
     recipes: ["demo", "demo-fast"],
     steps: &[
-        Step {
-            title: "the source: streets by day, with labels",
-            folder: "source",
-            seconds: [3.0, 1.0],
-            command: "dataset render-street --look day --seed {seed}0",
-        },
+        SOURCE,
         Step {
             title: "the target: ONE street at dusk, without labels",
             folder: "photo",
@@ -82,7 +74,7 @@ const SCRIPT: Script = Script {
 pub fn run(args: &DemoArgs) -> Result<()> {
     let demo = Demo::open(&SCRIPT, args)?;
     demo.run(|folder| match folder {
-        "unseen" => describe_unseen(&demo),
+        "unseen" => demo.describe(UNSEEN, "unseen"),
         "generate" => pseudo_target(&demo),
         _ => Ok(()),
     })?;
@@ -109,26 +101,13 @@ fn pseudo_target(demo: &Demo) -> Result<()> {
     (0..pictures.len() / (PHOTO_EVERY - 1)).try_for_each(|i| place(&demo.path(PHOTO), format!("photo_{i}.png")))
 }
 
-/// All unseen streets as one split: their labels serve the test and the curves alone.
-fn describe_unseen(demo: &Demo) -> Result<()> {
-    let text = "# All unseen streets; their labels serve the test and the curves alone.\nextends = \"street\"\nroot = \"unseen\"\n[splits]\nval = \"images/*.png\"\n";
-    atomic::write(&demo.path(UNSEEN), text.as_bytes())
-}
-
 /// IoU per class of both segmenters and what adaptation changed, in percent.
 fn table(result: &Value) -> String {
-    let percent = |value: &Value| value.as_f64().map(|value| 100.0 * value);
-    let line = |name: &str, before: &Value, after: &Value| {
-        let show = |value: Option<f64>| value.map_or_else(|| "–".into(), |value| format!("{value:.1}"));
-        let change = percent(before).zip(percent(after)).map_or_else(|| "–".into(), |(a, b)| format!("{:+.1}", b - a));
-        format!("{name:<16}{:>12}{:>10}{change:>10}", show(percent(before)), show(percent(after)))
-    };
     let (before, after) = (&result["source_only"], &result["adapted"]);
     let classes = before["classes"].as_array().into_iter().flatten().zip(after["classes"].as_array().into_iter().flatten());
-    let mut lines = vec![format!("{:<16}{:>12}{:>10}{:>10}", "IoU, %", "source-only", "adapted", "change")];
-    lines.extend(classes.map(|(a, b)| line(a["name"].as_str().unwrap_or_default(), &a["iou"], &b["iou"])));
-    lines.push(line("mIoU", &before["mIoU"], &after["mIoU"]));
-    lines.join("\n")
+    let classes = classes.map(|(a, b)| (a["name"].as_str().unwrap_or_default(), &a["iou"], &b["iou"]));
+    let all = std::iter::once(("mIoU", &before["mIoU"], &after["mIoU"]));
+    compared(["IoU, %", "source-only", "adapted"], classes.chain(all))
 }
 
 #[cfg(test)]

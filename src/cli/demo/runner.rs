@@ -2,11 +2,12 @@
 
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
-use crate::cli::common::{ComputeArgs, DisplayArgs, RunArgs};
+use crate::cli::common::VerbArgs;
 use crate::cli::progress::Bar;
 use crate::cli::recipe::Resolved;
 use crate::cli::settings;
 use crate::io::atomic;
+use crate::report::terminal;
 use crate::train::run_dir::RunDir;
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -22,11 +23,7 @@ pub(in crate::cli) struct DemoArgs {
     #[arg(long, conflicts_with = "recipe")]
     fast: bool,
     #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    compute: ComputeArgs,
-    #[command(flatten)]
-    pub display: DisplayArgs,
+    common: VerbArgs,
 }
 
 /// Verbs that take `--resume`; the others go on by themselves.
@@ -73,6 +70,14 @@ pub(in crate::cli) struct Step {
     pub command: &'static str,
 }
 
+/// Both demos begin with it.
+pub(in crate::cli) const SOURCE: Step = Step {
+    title: "the source: streets by day, with labels",
+    folder: "source",
+    seconds: [3.0, 1.0],
+    command: "dataset render-street --look day --seed {seed}0",
+};
+
 /// A demo on its way.
 pub(in crate::cli) struct Demo<'a> {
     script: &'a Script,
@@ -91,17 +96,17 @@ impl<'a> Demo<'a> {
     /// # Errors
     /// A folder with a demo of other settings.
     pub fn open(script: &'a Script, args: &'a DemoArgs) -> Result<Self> {
-        let (device, _) = args.compute.apply()?;
-        let mut given = args.run.clone();
+        let (device, _) = args.common.compute.apply()?;
+        let mut given = args.common.run.clone();
         given.recipe.get_or_insert_with(|| script.recipes[usize::from(args.fast)].into());
         let recipe = given.recipe.clone();
         let resolved = settings::resolve::<DemoConfig>("demo", &given, &json!({ "recipe": recipe }))?;
-        let run = match &args.run.output {
+        let run = match &args.common.run.output {
             Some(output) if output.join("recipe.toml").is_file() => RunDir::open(output)?,
             output => RunDir::create(output.as_deref(), Path::new(settings::RUNS), "demo")?,
         };
         record(&run, &resolved)?;
-        let progress = args.display.progress();
+        let progress = args.common.display.progress();
         let (config, device) = (resolved.settings, crate::base::device::name(&device));
         Ok(Self { script, args, config, run, progress, device, started: Instant::now() })
     }
@@ -172,13 +177,13 @@ impl<'a> Demo<'a> {
         let program = std::env::current_exe().map_err(|e| Error::io("the program itself", e))?;
         let mut command = Command::new(program);
         command.args(arguments).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped());
-        if self.args.display.quiet {
+        if self.args.common.display.quiet {
             command.arg("--quiet");
         }
-        if self.args.display.no_progress {
+        if self.args.common.display.no_progress {
             command.arg("--no-progress");
         }
-        if let Some(threads) = self.args.compute.threads {
+        if let Some(threads) = self.args.common.compute.threads {
             command.env("RAYON_NUM_THREADS", threads.to_string());
         }
         let failed = |e| Error::io("the program itself", e);
@@ -203,6 +208,15 @@ impl<'a> Demo<'a> {
     /// A place in the demo's folder.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.run.path().join(name)
+    }
+
+    /// Describes drawn streets in `root` as a data set with all of them in one split; their labels serve scores alone.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn describe(&self, name: &str, root: &str) -> Result<()> {
+        let text = format!("extends = \"street\"\nroot = \"{root}\"\n[splits]\nval = \"images/*.png\"\n");
+        atomic::write(&self.path(name), text.as_bytes())
     }
 
     /// The scores of a segmenter on a data set, as `evaluate --json` says them; overlays where a folder is given.
@@ -233,7 +247,7 @@ impl<'a> Demo<'a> {
         result["run"] = json!(self.run.path());
         atomic::write(&self.path("result.json"), format!("{result:#}\n").as_bytes())?;
         let places = format!("\n\npictures and curves: {report}\neverything:          {}", self.run.path().display());
-        self.args.display.result(&result, || table(&result) + &places)
+        self.args.common.display.result(&result, || table(&result) + &places)
     }
 
     /// Time of all commands, over all times the demo was started.
@@ -243,6 +257,19 @@ impl<'a> Demo<'a> {
         let seconds = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()?["seconds"].as_f64());
         Ok(seconds.sum::<f64>().max(self.started.elapsed().as_secs_f64()))
     }
+}
+
+/// Two columns of scores, shares (or null) in percent, and what changed from the first to the second.
+pub(in crate::cli) fn compared<'a>(
+    [what, before, after]: [&str; 3],
+    rows: impl Iterator<Item = (&'a str, &'a Value, &'a Value)>,
+) -> String {
+    let row = |(name, before, after): (&str, &Value, &Value)| {
+        let (before, after) = (before.as_f64(), after.as_f64());
+        let change = before.zip(after).map_or_else(|| "–".into(), |(a, b)| format!("{:+.1}", 100.0 * (b - a)));
+        vec![name.to_string(), terminal::percent(before), terminal::percent(after), change]
+    };
+    terminal::table(&[what, before, after, "change"], &rows.map(row).collect::<Vec<_>>())
 }
 
 /// Writes the settings; refuses to go on with a demo of other ones.

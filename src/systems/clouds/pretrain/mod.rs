@@ -13,17 +13,19 @@ pub use retrieval::{CANDIDATES, Retrieval, area_under_curve};
 pub use training::ClipTraining;
 
 use super::clip_file::{self, ClipFile};
+use crate::base::Result;
 use crate::base::progress::Progress;
-use crate::base::{Error, Result};
 use crate::models::clip::VisualConfig;
 use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
-use crate::train::stage::Stage;
+use crate::train::stage::{self, Stage};
 use config::ClipPretrainConfig;
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use serde_json::json;
 use std::path::PathBuf;
+
+/// Settings that a run may change when it goes on.
+const FREE: [&str; 3] = ["workers", "checkpointing_steps", "validation_steps"];
 
 /// Trains and returns the weights in the folder `clip` of the run.
 ///
@@ -42,7 +44,7 @@ pub fn run(config: &ClipPretrainConfig, run: &RunDir, resume: Option<&Resume>, p
         steps: config.steps,
         checkpointing_steps: config.checkpointing_steps,
         keep: 1,
-        identity: identity(config)?,
+        identity: stage::identity(config, &FREE)?,
         resume,
         progress,
         sinks: &tensorboard::sinks(run.path().into()),
@@ -75,15 +77,4 @@ fn say_retrieval(found: &Retrieval, run: &RunDir, progress: &dyn Progress) -> Re
         100.0 * chance
     ));
     run.log("retrieval", json!({ "pairs": found.pairs, "image_to_text": image, "text_to_image": text, "chance": chance }))
-}
-
-/// What a checkpoint must share with the run that goes on from it.
-fn identity(config: &ClipPretrainConfig) -> Result<BTreeMap<String, Value>> {
-    let Value::Object(mut values) = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))? else {
-        return Err(Error::Usage("a recipe is a table of values".into()));
-    };
-    for free in ["workers", "checkpointing_steps", "validation_steps"] {
-        values.remove(free);
-    }
-    Ok(values.into_iter().collect())
 }

@@ -26,15 +26,18 @@ use crate::systems::shared::segmenter_file::{self, Header, Model, Segmenter};
 use crate::systems::shared::validation::{Validation, Wanted};
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
-use crate::train::stage::Stage;
+use crate::train::stage::{self, Stage};
 use batches::Batches;
 use config::{Part, TrainConfig};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use training::CloudsTraining;
 
 /// Generated images whose paths the log of a run keeps.
 const LOGGED_IMAGES: usize = 24;
+
+/// Settings that a run may change when it goes on.
+const FREE: [&str; 7] =
+    ["workers", "checkpointing_steps", "short_side", "validation", "validation_split", "validation_steps", "validation_images"];
 
 /// Trains and returns the segmenter's file, `segmenter.safetensors` in the run.
 ///
@@ -100,7 +103,7 @@ pub fn run_with(
         steps: config.steps(),
         checkpointing_steps: config.checkpointing_steps,
         keep: 1,
-        identity: identity(config)?,
+        identity: stage::identity(config, &FREE)?,
         resume,
         progress,
         sinks: &tensorboard::sinks(run.path().into()),
@@ -133,23 +136,4 @@ fn used(source: &Dataset, batches: &Batches) -> serde_json::Value {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
     let images: Vec<PathBuf> = batches.some_generated(LOGGED_IMAGES).iter().map(|path| absolute(path)).collect();
     serde_json::json!({ "source": absolute(&source.root), "target_images": images })
-}
-
-/// What a checkpoint must share with the run that goes on from it.
-fn identity(config: &TrainConfig) -> Result<BTreeMap<String, serde_json::Value>> {
-    let serde_json::Value::Object(mut values) = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))? else {
-        return Err(Error::Usage("a recipe is a table of values".into()));
-    };
-    for free in [
-        "workers",
-        "checkpointing_steps",
-        "short_side",
-        "validation",
-        "validation_split",
-        "validation_steps",
-        "validation_images",
-    ] {
-        values.remove(free);
-    }
-    Ok(values.into_iter().collect())
 }

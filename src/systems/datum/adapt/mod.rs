@@ -16,15 +16,18 @@ use crate::systems::shared::segmenter_file::{self, Header, Model, Segmenter as S
 use crate::systems::shared::validation::{Validation, Wanted};
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
-use crate::train::stage::Stage;
+use crate::train::stage::{self, Stage};
 use batches::Batches;
 pub use plan::{Plan, plan};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use training::Adaptation;
 
 /// Target images whose paths the log of a run keeps.
 const LOGGED_IMAGES: usize = 24;
+
+/// Settings that a run may change when it goes on.
+const FREE: [&str; 7] =
+    ["workers", "checkpointing_steps", "test_size", "validation", "validation_split", "validation_steps", "validation_images"];
 
 /// Trains and returns the segmenter's file, `segmenter.safetensors` in the run.
 ///
@@ -56,7 +59,7 @@ pub fn run(
         steps: config.iterations,
         checkpointing_steps: config.checkpointing_steps,
         keep: 1,
-        identity: identity(config)?,
+        identity: stage::identity(config, &FREE)?,
         resume,
         progress,
         sinks: &tensorboard::sinks(run.path().into()),
@@ -97,19 +100,6 @@ fn data(config: &AdaptConfig, search: &Search) -> Result<(Dataset, Option<Datase
         (_, _, target) => Some(Dataset::open(target, search)?),
     };
     Ok((source, target))
-}
-
-/// What a checkpoint must share with the run that goes on from it.
-fn identity(config: &AdaptConfig) -> Result<BTreeMap<String, serde_json::Value>> {
-    let serde_json::Value::Object(mut values) = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))? else {
-        return Err(Error::Usage("a recipe is a table of values".into()));
-    };
-    for free in
-        ["workers", "checkpointing_steps", "test_size", "validation", "validation_split", "validation_steps", "validation_images"]
-    {
-        values.remove(free);
-    }
-    Ok(values.into_iter().collect())
 }
 
 /// The network that `config` trains on `source`.

@@ -16,10 +16,12 @@ use crate::io::images::{self, RgbImage};
 use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
-use crate::train::stage::Stage;
+use crate::train::stage::{self, Stage};
 pub use plan::{Choice, Plan, plan};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// Settings that a run may change when it goes on.
+const FREE: [&str; 5] = ["steps", "checkpointing_steps", "keep_last", "validation_steps", "validation_prompt"];
 
 /// Runs the personalisation and returns what `generate --model` takes: the run folder.
 ///
@@ -50,7 +52,7 @@ pub fn run(
         steps: config.steps,
         checkpointing_steps: config.checkpointing_steps,
         keep: config.keep_last,
-        identity: identity(&config)?,
+        identity: stage::identity(&config, &FREE)?,
         resume,
         progress,
         sinks: &tensorboard::sinks(run.path().into()),
@@ -78,17 +80,6 @@ fn with_method_defaults(config: &PersonalizeConfig) -> PersonalizeConfig {
         config.learning_rate = learning_rate;
     }
     config
-}
-
-/// What a checkpoint must share with the run that goes on from it.
-fn identity(config: &PersonalizeConfig) -> Result<BTreeMap<String, serde_json::Value>> {
-    let serde_json::Value::Object(mut values) = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))? else {
-        return Err(Error::Usage("a recipe is a table of values".into()));
-    };
-    for free in ["steps", "checkpointing_steps", "keep_last", "validation_steps", "validation_prompt"] {
-        values.remove(free);
-    }
-    Ok(values.into_iter().collect())
 }
 
 /// A photo with its shorter side at `resolution`.
