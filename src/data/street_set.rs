@@ -221,9 +221,9 @@ impl<'a> Job<'a> {
     fn make(&self, index: u64) -> Result<Rendering> {
         let set = self.set;
         let look = look_of(&self.looks, index);
-        let scene = match focus::turn(index, set.focus) {
+        let scene = match focus::drawn(set.seed, index, set.focus) {
             None => Scene::new(set.seed, index),
-            Some(turn) => Scene::about(set.seed, index, turn),
+            Some(kind) => Scene::about(set.seed, index, kind),
         };
         let Rendered { image, labels, captions, things } = scene.render((set.height, set.width), look);
         let (file, label) = (format!("{IMAGES}/{index:06}.png"), format!("{LABELS}/{index:06}.png"));

@@ -11,8 +11,8 @@ use std::f32::consts::{FRAC_PI_2, TAU};
 const TRIES: usize = 30;
 
 /// What a scene can be about.
-#[derive(Debug, Clone, Copy)]
-enum Focus {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::data) enum Focus {
     Driven(User),
     Person,
     ParkedBicycle,
@@ -20,7 +20,7 @@ enum Focus {
     TrafficSign,
 }
 
-/// In turn, so that every class is the focus equally often.
+/// Each is drawn equally often.
 const KINDS: [Focus; 10] = {
     use Focus::{Driven, ParkedBicycle, Person, TrafficLight, TrafficSign};
     [
@@ -37,15 +37,18 @@ const KINDS: [Focus; 10] = {
     ]
 };
 
-/// Which scenes of a set are about one thing: for scene `index`, its number among those; `None` for a usual street.
-pub(in crate::data) fn turn(index: u64, share: f64) -> Option<u64> {
-    let before = (index as f64 * share) as u64;
-    (((index + 1) as f64 * share) as u64 > before).then_some(before)
+/// What scene `index` of a set is about; `None` for a usual street, as all but a `share` of scenes are. Drawn for each scene anew:
+/// looks take turns, and kinds that did so too would go with one look each.
+///
+/// # Randomness
+/// One stream of its own.
+pub(in crate::data) fn drawn(seed: u64, index: u64, share: f64) -> Option<Focus> {
+    let rng = &mut Rng::stream(seed, "street focus", &[index]);
+    (f64::from(rng.uniform()) < share).then(|| pick(rng, &KINDS))
 }
 
 impl Scene {
-    pub(super) fn populate_about(&mut self, rng: &mut Rng, turn: u64) {
-        let kind = KINDS[(turn % KINDS.len() as u64) as usize];
+    pub(super) fn populate_about(&mut self, rng: &mut Rng, kind: Focus) {
         let large = matches!(kind, Focus::Driven(User::Truck | User::Bus | User::Tram));
         let mut wanted = 1 + rng.below(if large { 2 } else { 5 });
         for _ in 0..TRIES {
@@ -123,10 +126,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_share_is_spread_evenly() {
-        assert!((0..50).all(|index| turn(index, 0.0).is_none()));
-        assert_eq!((0..5).map(|index| turn(index, 1.0).unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
-        let turns: Vec<u64> = (0..1000).filter_map(|index| turn(index, 0.3)).collect();
-        assert_eq!(turns, (0..300).collect::<Vec<_>>());
+    fn every_kind_goes_with_every_look() {
+        let about = |index| drawn(7, index, 0.5);
+        assert!((0..50).all(|index| drawn(7, index, 0.0).is_none() && drawn(7, index, 1.0).is_some()));
+        for look in 0..6 {
+            let kinds: Vec<Focus> = (0..2000).filter_map(|round| about(6 * round + look)).collect();
+            assert!(kinds.len().abs_diff(1000) < 100, "look {look}: {} of 2000", kinds.len());
+            for kind in KINDS {
+                let count = kinds.iter().filter(|other| **other == kind).count();
+                assert!(count.abs_diff(100) < 40, "look {look}: {kind:?} {count} times");
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The scene: everything that stands or moves in the street, in metres.
 
+use super::focus::Focus;
 use super::ground::Street;
 use super::material::{Facade, Signal, Vehicle};
 use super::math::{Rgb, V3, gray, srgb, v3};
@@ -83,13 +84,12 @@ impl Scene {
         Self::populated(seed, index, Self::populate)
     }
 
-    /// Scene number `index` as a quiet street with a few things of one kind near the camera; the kinds of thing take
-    /// `turn`s.
+    /// Scene number `index` as a quiet street with a few things of one kind near the camera.
     ///
     /// # Randomness
     /// As [`Self::new`].
-    pub fn about(seed: u64, index: u64, turn: u64) -> Self {
-        Self::populated(seed, index, |scene, rng| scene.populate_about(rng, turn))
+    pub(in crate::data) fn about(seed: u64, index: u64, kind: Focus) -> Self {
+        Self::populated(seed, index, |scene, rng| scene.populate_about(rng, kind))
     }
 
     fn populated(seed: u64, index: u64, populate: impl FnOnce(&mut Self, &mut Rng)) -> Self {

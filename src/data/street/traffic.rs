@@ -16,7 +16,7 @@ const MIX: [User; 14] = {
 
 /// Kinds of road users with a length to claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum User {
+pub(in crate::data) enum User {
     Car,
     Truck,
     Bus,
