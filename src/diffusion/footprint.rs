@@ -3,7 +3,7 @@
 //! Everything a forward pass makes stays until the backward pass has used it, so the activations are a sum over the layers.
 //! Gradients of activations and working memory come on top; how much was measured: with the factor and the constant of
 //! [`peak`], the peaks of three trainings (11 M parameters, batches of 4, latents of 48×48×4, 60×60×4 and 30×30×8) and of
-//! three at the size of SD 1.5 (`docs/benchmarks.md`) were met within 10 %.
+//! three at the size of SD 1.5 (`docs/performance.md`) were met within 10 %.
 
 use crate::models::stable_diffusion::{TextConfig, UNetConfig, VaeConfig};
 
