@@ -1,5 +1,5 @@
-//! How often generated pictures show what their prompt names: classes by the eyes of a segmenter, light and weather by those of the
-//! small CLIP inside the program.
+//! How often generated pictures show what their prompt names: classes by the eyes of a segmenter; light, weather and kinds of things by
+//! those of the small CLIP inside the program.
 //!
 //! ```text
 //! cargo run --release --example prompt_following -- PICTURES RUN_OF_ADAPT
@@ -7,8 +7,8 @@
 //!
 //! PICTURES is a run of `datum generate`; or a folder of `datum dataset render-street`, whose first captions are taken for prompts: what
 //! the judges find where everything is as the words say. A picture shows a class when the segmenter finds it in at least one pixel in
-//! 500; `chance` is how often the pictures of all other prompts show the class. Of five kinds of light and weather, CLIP takes that
-//! whose words are nearest.
+//! 500; `chance` is how often the pictures of all other prompts show the class. Of five kinds of light and weather, and of ten kinds of
+//! things, CLIP takes the one whose words are nearest.
 
 use candle_core::Tensor;
 use datum::base::{Error, Result, device, progress::Silent};
@@ -44,7 +44,7 @@ fn main() -> Result<()> {
         table.line(class, &names, &shows);
     }
     table.end();
-    looks(run, &pictures)
+    by_clip(run, &pictures)
 }
 
 /// Light and weather, with words that tell them.
@@ -56,30 +56,69 @@ const LOOKS: [(&str, &[&str], &str); 5] = [
     ("snow", &["snow", "snowy"], "a photo of a street in snow"),
 ];
 
-/// The table of light and weather.
-fn looks(run: &Path, pictures: &[Picture]) -> Result<()> {
+/// Kinds of things, one and many.
+const THINGS: [[&str; 2]; 10] = [
+    ["car", "cars"],
+    ["truck", "trucks"],
+    ["bus", "buses"],
+    ["train", "trains"],
+    ["person", "persons"],
+    ["rider", "riders"],
+    ["bicycle", "bicycles"],
+    ["motorcycle", "motorcycles"],
+    ["traffic light", "traffic lights"],
+    ["traffic sign", "traffic signs"],
+];
+
+/// The tables of light and weather and of things.
+fn by_clip(run: &Path, pictures: &[Picture]) -> Result<()> {
     let file = nano::open()?;
     let (clip, normalize) = (file.clip()?, segmenter_file::normalize(NORMALIZATION));
-    let texts = unit(&clip.text_vectors(&token_ids(&file.tokenizer, &LOOKS.map(|(.., text)| text))?)?)?;
-    let mut taken = Vec::new();
+    let mut vectors = Vec::new();
     for picture in pictures {
         let image = images::read_rgb(&run.join("images").join(&picture.name))?;
         let image = normalize.apply(&image, (image.height, image.width), &device::current())?;
-        let vector = unit(&clip.image_vectors(&Tensor::stack(&[image], 0)?, &Pass::eval())?)?;
-        taken.push(linear(&vector, &texts, None)?.argmax(1)?.to_vec1::<u32>()?[0] as usize);
+        vectors.push(unit(&clip.image_vectors(&Tensor::stack(&[image], 0)?, &Pass::eval())?)?);
     }
+    let vectors = Tensor::cat(&vectors, 0)?;
+    // Of each picture the entry with the nearest words, the mean over all ways to say it.
+    let nearest = |sayings: &[Vec<String>]| -> Result<Vec<u32>> {
+        let of = |texts: &Vec<String>| Ok(unit(&clip.text_vectors(&token_ids(&file.tokenizer, texts)?)?)?.mean_keepdim(0)?);
+        let texts = Tensor::cat(&sayings.iter().map(of).collect::<Result<Vec<_>>>()?, 0)?;
+        Ok(linear(&vectors, &texts, None)?.argmax(1)?.to_vec1()?)
+    };
+    let looks = nearest(&LOOKS.map(|(.., text)| vec![text.to_string()]))?;
     // "On a rainy day" tells of rain: the last one that is named.
     let told = |p: &Picture| LOOKS.iter().rposition(|(_, told, _)| words(&p.prompt).any(|word| told.contains(&word.as_str())));
     let told: Vec<Option<usize>> = pictures.iter().map(told).collect();
     println!("\n| prompt tells of | pictures | look like it | chance |\n|---|---|---|---|");
+    let names = LOOKS.map(|(name, ..)| name);
+    table_of(&names, &looks, |picture, look| told[picture] == Some(look));
+
+    let say = |[one, many]: [&str; 2]| {
+        let said = |(.., look): &(&str, &[&str], &str)| {
+            let light = look.trim_start_matches("a photo of a street ");
+            [format!("a photo of a street with a {one} {light}"), format!("a photo of a street with {many} {light}")]
+        };
+        LOOKS.iter().flat_map(said).collect()
+    };
+    let things = nearest(&THINGS.map(say))?;
+    println!("\n| prompt names | pictures | nearest to its words | chance |\n|---|---|---|---|");
+    let named =
+        |picture: usize, thing: usize| words(&pictures[picture].prompt).any(|word| THINGS[thing].contains(&word.as_str()));
+    table_of(&THINGS.map(|[one, _]| one), &things, named);
+    Ok(())
+}
+
+/// A line for each name: how often a picture that should show it was taken for it.
+fn table_of(names: &[&str], taken: &[u32], should: impl Fn(usize, usize) -> bool) {
     let mut table = Table::default();
-    for (look, (name, ..)) in LOOKS.iter().enumerate() {
-        let names: Vec<bool> = told.iter().map(|told| *told == Some(look)).collect();
-        let shows: Vec<bool> = taken.iter().map(|taken| *taken == look).collect();
-        table.line(name, &names, &shows);
+    for (entry, name) in names.iter().enumerate() {
+        let wanted: Vec<bool> = (0..taken.len()).map(|picture| should(picture, entry)).collect();
+        let shows: Vec<bool> = taken.iter().map(|taken| *taken as usize == entry).collect();
+        table.line(name, &wanted, &shows);
     }
     table.end();
-    Ok(())
 }
 
 /// Lines of a table, and their sum.

@@ -28,6 +28,8 @@ const SHIPPED: &[(&str, &str)] = &[
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano-2", include_str!("../../recipes/nano-2.toml")),
+    ("nano-3", include_str!("../../recipes/nano-3.toml")),
+    ("nano-4", include_str!("../../recipes/nano-4.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
     ("demo", include_str!("../../recipes/demo.toml")),
     ("demo-fast", include_str!("../../recipes/demo-fast.toml")),
@@ -202,7 +204,7 @@ mod tests {
                     "prompts" => resolved::<PromptsConfig>(verb, name).validate().unwrap(),
                     "train" => drop(resolved::<TrainConfig>(verb, name).network(19).unwrap()),
                     "render-street" => drop(resolved::<StreetSet>(verb, name)),
-                    "demo" => drop(resolved::<crate::cli::demo::DemoConfig>(verb, name)),
+                    "demo" => drop(resolved::<crate::cli::demo::runner::DemoConfig>(verb, name)),
                     "extends" => {}
                     other => panic!("{name} has a table for `{other}`"),
                 }
