@@ -100,6 +100,7 @@ fn cases() -> Vec<Case> {
         // Times 1000: the mean over all pixels is small against rounding.
         nn::cross_entropy(&a[0], &labels, Some(&Tensor::from_vec(weights, (2, 37, 41), &Device::Cpu)?))? * 1000.0
     }));
+    cases.push(case("shift planes", &[&[3, 5, 31, 47], &[3, 5]], |a| nn::shift_planes(&a[0], &a[1])));
     cases
 }
 
@@ -236,6 +237,36 @@ fn a_frozen_batch_norm_records_no_graph() {
     assert!(!layer.forward(&xs, &Pass::statistics_only()).unwrap().track_op());
 }
 
+/// Twice the pixels of a chunk, so that the cut runs over several.
+#[test]
+fn batch_norm_and_activation_in_one_are_the_two_in_turn() {
+    type Activated = fn(&nn::BatchNorm2d, &Tensor, &Pass) -> Result<Tensor>;
+    let both: [(Activated, Activated); 2] = [
+        (|layer, xs, pass| layer.forward_relu(xs, pass), |layer, xs, pass| nn::relu(&layer.forward(xs, pass)?)),
+        (|layer, xs, pass| layer.forward_relu6(xs, pass), |layer, xs, pass| nn::relu6(&layer.forward(xs, pass)?)),
+    ];
+    for (one, two) in both {
+        for pass in [Pass::statistics_only(), Pass::eval()] {
+            let run = |op: Activated| {
+                let builder = nn::Builder::random(0);
+                let layer = nn::BatchNorm2d::new(3, &builder).unwrap();
+                let store = builder.finish().unwrap();
+                let mut rng = Rng::stream(5, "activated", &[]);
+                let mut draw = |shape: &[usize]| rng.normal_tensor(shape, &Device::Cpu).unwrap();
+                store.get("weight").unwrap().set(&(draw(&[3]) * 4.0).unwrap()).unwrap();
+                store.get("bias").unwrap().set(&draw(&[3])).unwrap();
+                let (xs, weights) = (Var::from_tensor(&draw(&[2, 3, 61, 47])).unwrap(), draw(&[2, 3, 61, 47]));
+                let out = op(&layer, &xs, &pass).unwrap();
+                let gradients = (&out * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+                let vars = [&xs, store.get("weight").unwrap(), store.get("bias").unwrap()];
+                let found = vars.map(|var| values(gradients.get(var).unwrap()));
+                (values(&out), found)
+            };
+            assert!(run(one) == run(two));
+        }
+    }
+}
+
 #[test]
 fn wrong_shapes_are_errors() {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -249,6 +280,7 @@ fn wrong_shapes_are_errors() {
     assert!(nn::max_pool2d(&zeros(&[1, 2, 3, 4]), 3, ConvSpec { padding: 2, ..spec }).is_err());
     assert!(nn::mse(&zeros(&[2]), &zeros(&[3])).is_err());
     assert!(nn::geglu(&zeros(&[2, 3])).is_err());
+    assert!(nn::shift_planes(&zeros(&[2, 3, 4, 4]), &zeros(&[1, 3])).is_err());
 }
 
 /// One wide head over many tokens, as in the autoencoder: several blocks, each longer than those of narrow heads.

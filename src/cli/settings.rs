@@ -28,8 +28,6 @@ const SHIPPED: &[(&str, &str)] = &[
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano-2", include_str!("../../recipes/nano-2.toml")),
-    ("nano-3", include_str!("../../recipes/nano-3.toml")),
-    ("nano-4", include_str!("../../recipes/nano-4.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
     ("demo", include_str!("../../recipes/demo.toml")),
     ("demo-fast", include_str!("../../recipes/demo-fast.toml")),

@@ -1,7 +1,7 @@
 //! Convolution, batch norm, ReLU: the unit decoders are made of.
 
 use crate::base::Result;
-use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass, relu};
+use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// A convolution without bias, batch norm and ReLU, under mmseg's names `conv` and `bn`.
@@ -22,6 +22,6 @@ impl ConvModule {
     /// # Shapes
     /// `xs` (B, inputs, H, W) → (B, outputs, H', W')
     pub(crate) fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
-        relu(&self.norm.forward(&self.conv.forward(xs)?, pass)?)
+        self.norm.forward_relu(&self.conv.forward(xs)?, pass)
     }
 }

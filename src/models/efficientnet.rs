@@ -4,7 +4,7 @@
 
 use super::segmenter::{Encoder, Level, Normalization};
 use crate::base::Result;
-use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass, relu6};
+use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// TensorFlow's scaling to ±1.
@@ -70,7 +70,7 @@ impl Encoder for EfficientNetLite0 {
     }
 
     fn features(&self, images: &Tensor, pass: &Pass) -> TensorResult<Vec<Tensor>> {
-        let mut xs = relu6(&self.stem_norm.forward(&self.stem.forward(images)?, pass)?)?;
+        let mut xs = self.stem_norm.forward_relu6(&self.stem.forward(images)?, pass)?;
         let mut maps = Vec::with_capacity(TAPS.len());
         for (i, block) in self.blocks.iter().enumerate() {
             xs = block.forward(&xs, pass)?;
@@ -111,13 +111,13 @@ impl Block {
     }
 
     fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
-        let conv_norm = |(conv, norm): &(SameConv, BatchNorm2d), xs: &Tensor| norm.forward(&conv.forward(xs)?, pass);
+        let conv_relu = |(conv, norm): &(SameConv, BatchNorm2d), xs: &Tensor| norm.forward_relu6(&conv.forward(xs)?, pass);
         let wide = match &self.expand {
-            Some(expand) => relu6(&conv_norm(expand, xs)?)?,
+            Some(expand) => conv_relu(expand, xs)?,
             None => xs.clone(),
         };
-        let wide = relu6(&conv_norm(&self.depthwise, &wide)?)?;
-        let ys = conv_norm(&self.project, &wide)?;
+        let wide = conv_relu(&self.depthwise, &wide)?;
+        let ys = self.project.1.forward(&self.project.0.forward(&wide)?, pass)?;
         if self.skip { xs + pass.drop_path(&ys, self.drop_path)? } else { Ok(ys) }
     }
 }

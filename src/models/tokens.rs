@@ -1,6 +1,6 @@
 //! Feature maps as lists of tokens, and back.
 
-use crate::nn::Linear;
+use crate::nn::{Linear, swap_axes};
 use candle_core::{Result, Tensor};
 
 /// A linear layer on every pixel.
@@ -15,12 +15,13 @@ pub(crate) fn per_pixel(layer: &Linear, xs: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// (B, C, H, W) → (B, H·W, C), contiguous
 pub(crate) fn map_to_tokens(xs: &Tensor) -> Result<Tensor> {
-    xs.flatten_from(2)?.transpose(1, 2)?.contiguous()
+    let (batch, channels, height, width) = xs.dims4()?;
+    swap_axes(xs, [batch, channels, height * width, 1], (batch, height * width, channels))
 }
 
 /// # Shapes
-/// (B, H·W, C) and `grid` (H, W) → (B, C, H, W)
+/// (B, H·W, C) and `grid` (H, W) → (B, C, H, W), contiguous
 pub(crate) fn tokens_to_map(xs: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
-    let (batch, _, channels) = xs.dims3()?;
-    xs.transpose(1, 2)?.reshape((batch, channels, grid.0, grid.1))
+    let (batch, tokens, channels) = xs.dims3()?;
+    swap_axes(xs, [batch, tokens, channels, 1], (batch, channels, grid.0, grid.1))
 }

@@ -2,6 +2,7 @@
 //! nor backward (where a block of it is computed again).
 
 use super::cpu::{self, Gradients3, Matrix, Threads, vectorised};
+use super::swap_axes;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::OnceLock;
@@ -44,14 +45,14 @@ pub fn attention_with_bias(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, sc
 /// (B, N, heads·d) → (B, heads, N, d), contiguous
 pub fn split_heads(xs: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, dim) = xs.dims3()?;
-    xs.reshape((batch, tokens, heads, dim / heads))?.transpose(1, 2)?.contiguous()
+    swap_axes(xs, [batch, tokens, heads, dim / heads], (batch, heads, tokens, dim / heads))
 }
 
 /// # Shapes
-/// (B, heads, N, d) → (B, N, heads·d)
+/// (B, heads, N, d) → (B, N, heads·d), contiguous
 pub fn join_heads(xs: &Tensor) -> Result<Tensor> {
     let (batch, heads, tokens, dim) = xs.dims4()?;
-    xs.transpose(1, 2)?.reshape((batch, tokens, heads * dim))
+    swap_axes(xs, [batch, heads, tokens, dim], (batch, tokens, heads * dim))
 }
 
 /// Heads of all images, queries, keys, and dimensions of a head.

@@ -23,11 +23,14 @@ mod pool;
 mod recompute;
 mod resize;
 pub mod self_test;
+mod shift;
+mod swap;
 
 pub(crate) use activation::sigmoid_of;
 pub use activation::{geglu, gelu, quick_gelu, relu, relu6, sigmoid, silu, softmax};
 pub use attention::{attention, attention_with_bias, join_heads, split_heads};
 pub use conv::{Conv2d, ConvSpec, conv2d};
+pub(crate) use cpu::vectorised;
 #[cfg(feature = "cuda")]
 pub use cuda::allow_tf32;
 pub use deformable::deformable_attention;
@@ -43,3 +46,5 @@ pub use points::{sample_masks, sample_points};
 pub use pool::max_pool2d;
 pub use recompute::{Recompute, backward_from};
 pub use resize::{resize_bilinear, resize_bilinear_rows, resize_nearest};
+pub use shift::shift_planes;
+pub use swap::swap_axes;

@@ -1,8 +1,9 @@
 //! The gradients of named parameters, and nothing else: candle's own store also keeps those of constants.
 
 use crate::base::group::Group;
+use crate::nn::vectorised;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor, Var};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -104,8 +105,36 @@ impl FromIterator<(String, Tensor)> for Gradients {
 
 /// Σ x², in f64 and in a fixed order.
 fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
-    let partial = |values: &[f32]| values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
-    with_values(tensor, |values| values.par_chunks(CHUNK).map(partial).collect::<Vec<f64>>().iter().sum())
+    with_values(tensor, |values| values.par_chunks(CHUNK).map(squares).collect::<Vec<f64>>().iter().sum())
+}
+
+vectorised! {
+    fn squares(values: &[f32]) -> f64 {
+        let mut lanes = [0f64; 16];
+        let mut chunks = values.chunks_exact(lanes.len());
+        for chunk in &mut chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane += f64::from(*x) * f64::from(*x);
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(chunks.remainder()) {
+            *lane += f64::from(*x) * f64::from(*x);
+        }
+        lanes.iter().sum()
+    }
+}
+
+/// The values of an f32 storage that an operation may change.
+pub(super) fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let (start, end) = contiguous(layout)?;
+    match storage {
+        CpuStorage::F32(values) => Ok(&mut values[start..end]),
+        _ => candle_core::bail!("trainable parameters must be f32"),
+    }
+}
+
+pub(super) fn contiguous(layout: &Layout) -> Result<(usize, usize)> {
+    layout.contiguous_offsets().ok_or_else(|| candle_core::Error::Msg("an update in place: expected contiguous values".into()))
 }
 
 /// Hands the values of a tensor (row-major, f32) to `read`, without a copy when it is contiguous on the CPU.
@@ -184,6 +213,14 @@ mod tests {
         assert!(alone.averaged(&crate::base::group::Alone, parameters.iter().map(|(n, v)| (n.as_str(), v))).unwrap().is_none());
         let half = values(&alone, "bias")[0] / 2.0;
         assert!(halves.iter().all(|averaged| values(averaged, "bias") == [half]));
+    }
+
+    #[test]
+    fn long_norms_are_those_of_a_plain_sum() {
+        let values: Vec<f32> = (0..3 * CHUNK + 21).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
+        let exact = values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
+        let found = sum_of_squares(&Tensor::new(values.as_slice(), &Device::Cpu).unwrap()).unwrap();
+        assert!((found - exact).abs() <= 1e-12 * exact, "{found} {exact}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! AdamW with named groups, clipping by the global norm, and a state that can be saved.
 
 use super::Gradients;
-use super::gradients::CHUNK;
+use super::gradients::{CHUNK, contiguous, values_mut};
 use crate::base::{Error, Result, group};
 use crate::io::weights::TensorSource;
-use crate::nn::ParamStore;
+use crate::nn::{ParamStore, vectorised};
 use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Result as TensorResult, Tensor, Var};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -270,13 +270,15 @@ impl Scalars {
             step_size: (learning_rate / correction(config.beta1)) as f32,
         }
     }
+}
 
-    fn apply(&self, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+vectorised! {
+    fn update(by: &Scalars, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
         for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-            let g = g * self.gradient;
-            *m = *m * self.beta1 + g * self.one_minus_beta1;
-            *v = *v * self.beta2 + g * g * self.one_minus_beta2;
-            *p = *p * self.keep - self.step_size * *m / (v.sqrt() / self.root_correction2 + self.epsilon);
+            let g = g * by.gradient;
+            *m = *m * by.beta1 + g * by.one_minus_beta1;
+            *v = *v * by.beta2 + g * g * by.one_minus_beta2;
+            *p = *p * by.keep - by.step_size * *m / (v.sqrt() / by.root_correction2 + by.epsilon);
         }
     }
 }
@@ -323,19 +325,7 @@ impl InplaceOp1 for UpdateWithMoments<'_> {
             .zip(first.par_chunks_mut(CHUNK))
             .zip(second.par_chunks_mut(CHUNK))
             .zip(self.gradient.par_chunks(CHUNK))
-            .for_each(|(((p, m), v), g)| scalars.apply(p, m, v, g));
+            .for_each(|(((p, m), v), g)| update(&scalars, p, m, v, g));
         Ok(())
     }
-}
-
-fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> TensorResult<&'a mut [f32]> {
-    let (start, end) = contiguous(layout)?;
-    match storage {
-        CpuStorage::F32(values) => Ok(&mut values[start..end]),
-        _ => candle_core::bail!("adamw: trainable parameters must be f32"),
-    }
-}
-
-fn contiguous(layout: &Layout) -> TensorResult<(usize, usize)> {
-    layout.contiguous_offsets().ok_or_else(|| candle_core::Error::Msg("adamw: expected contiguous values".into()))
 }

@@ -69,7 +69,7 @@ impl Encoder for ModifiedResNet {
     fn features(&self, images: &Tensor, pass: &Pass) -> TensorResult<Vec<Tensor>> {
         let mut xs = images.clone();
         for unit in &self.stem {
-            xs = relu(&unit.forward(&xs, pass)?)?;
+            xs = unit.forward_relu(&xs, pass)?;
         }
         xs = average_pool(&xs, 2)?;
         let mut maps = Vec::with_capacity(4);
@@ -103,6 +103,10 @@ impl ConvNorm {
     fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
         self.norm.forward(&self.conv.forward(xs)?, pass)
     }
+
+    fn forward_relu(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
+        self.norm.forward_relu(&self.conv.forward(xs)?, pass)
+    }
 }
 
 /// 1×1, 3×3, pooling where other ResNets have strides, 1×1; beside a residual that is pooled and projected where needed.
@@ -132,8 +136,8 @@ impl Bottleneck {
     }
 
     fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
-        let hidden = relu(&self.first.forward(xs, pass)?)?;
-        let hidden = relu(&self.second.forward(&hidden, pass)?)?;
+        let hidden = self.first.forward_relu(xs, pass)?;
+        let hidden = self.second.forward_relu(&hidden, pass)?;
         let branch = self.third.forward(&average_pool(&hidden, self.stride)?, pass)?;
         let direct = match &self.shortcut {
             Some(unit) => unit.forward(&average_pool(xs, self.stride)?, pass)?,

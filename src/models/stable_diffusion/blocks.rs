@@ -1,7 +1,7 @@
 //! Convolutional blocks that the U-Net and the autoencoder share.
 
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, ConvSpec, GroupNorm, Linear, resize_nearest};
+use crate::nn::{Builder, Conv2d, ConvSpec, GroupNorm, Linear, resize_nearest, shift_planes};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// 3×3 convolution that keeps the size.
@@ -63,10 +63,7 @@ impl ResnetBlock {
     pub fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> TensorResult<Tensor> {
         let ys = self.conv1.forward(&self.norm1.forward_silu(xs)?)?;
         let ys = match (&self.time_projection, time) {
-            (Some(projection), Some(time)) => {
-                let shift = projection.forward(time)?; // (B, O)
-                ys.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?)?
-            }
+            (Some(projection), Some(time)) => shift_planes(&ys, &projection.forward(time)?)?,
             _ => ys,
         };
         let ys = self.conv2.forward(&self.norm2.forward_silu(&ys)?)?;

@@ -3,19 +3,9 @@
 use super::blocks::{NormSpec, conv1x1};
 use crate::base::Result;
 use crate::models::projected_attention::ProjectedAttention;
+use crate::models::tokens::{map_to_tokens, tokens_to_map};
 use crate::nn::{Builder, Conv2d, GroupNorm, LayerNorm, Linear, geglu};
 use candle_core::{Result as TensorResult, Tensor};
-
-/// (B, C, h, w) → (B, h·w, C)
-pub(super) fn to_tokens(map: &Tensor) -> TensorResult<Tensor> {
-    map.flatten_from(2)?.transpose(1, 2)?.contiguous()
-}
-
-/// (B, h·w, C) → (B, C, h, w)
-pub(super) fn to_map(tokens: &Tensor, height: usize, width: usize) -> TensorResult<Tensor> {
-    let (batch, _, channels) = tokens.dims3()?;
-    tokens.transpose(1, 2)?.contiguous()?.reshape((batch, channels, height, width))
-}
 
 /// Widths of one transformer.
 #[derive(Debug, Clone, Copy)]
@@ -112,12 +102,12 @@ impl SpatialTransformer {
         let normed = self.norm.forward(xs)?;
         let ys = match &self.projection {
             Projection::Conv { into, out } => {
-                let tokens = self.block.forward(&to_tokens(&into.forward(&normed)?)?, context)?;
-                out.forward(&to_map(&tokens, height, width)?)?
+                let tokens = self.block.forward(&map_to_tokens(&into.forward(&normed)?)?, context)?;
+                out.forward(&tokens_to_map(&tokens, (height, width))?)?
             }
             Projection::Linear { into, out } => {
-                let tokens = self.block.forward(&into.forward(&to_tokens(&normed)?)?, context)?;
-                to_map(&out.forward(&tokens)?, height, width)?
+                let tokens = self.block.forward(&into.forward(&map_to_tokens(&normed)?)?, context)?;
+                tokens_to_map(&out.forward(&tokens)?, (height, width))?
             }
         };
         xs + ys

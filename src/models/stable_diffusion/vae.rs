@@ -2,8 +2,8 @@
 
 use super::blocks::{Downsample, NormSpec, Padding, ResnetBlock, Upsample, conv1x1, conv3x3};
 use super::config::VaeConfig;
-use super::transformer::{to_map, to_tokens};
 use crate::base::Result;
+use crate::models::tokens::{map_to_tokens, tokens_to_map};
 use crate::nn::{Builder, Conv2d, GroupNorm, Linear, attention};
 use candle_core::{Result as TensorResult, Tensor};
 
@@ -37,10 +37,10 @@ impl PixelAttention {
 
     fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
         let (_, _, height, width) = xs.dims4()?;
-        let tokens = to_tokens(&self.norm.forward(xs)?)?; // (B, h·w, C)
+        let tokens = map_to_tokens(&self.norm.forward(xs)?)?; // (B, h·w, C)
         let head = |projection: &Linear| projection.forward(&tokens)?.unsqueeze(1); // (B, 1, h·w, C)
         let ys = attention(&head(&self.query)?, &head(&self.key)?, &head(&self.value)?, self.scale, false)?;
-        xs + to_map(&self.out.forward(&ys.squeeze(1)?)?, height, width)?
+        xs + tokens_to_map(&self.out.forward(&ys.squeeze(1)?)?, (height, width))?
     }
 }
 

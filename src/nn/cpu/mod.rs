@@ -13,7 +13,7 @@ mod sliding;
 
 pub use buffer::{column_sums, contiguous_gradient, fill_chunks, fill_chunks_map, read, tensor, values};
 pub use matmul::{Matrix, Threads, gemm};
-pub(in crate::nn) use simd::vectorised;
+pub(crate) use simd::vectorised;
 pub use simd::{dot, exp, exp_shifted, max, sum, sum_pairs};
 pub use sliding::{CORRELATE, SLIDE_ROWS, correlate_rows, slide_rows};
 

@@ -3,7 +3,8 @@
 /// Defines a function whose body is compiled for the portable target, AVX2 and AVX-512, and picks the best at run time.
 ///
 /// Generic parameters go into square brackets: `fn map[F: Fn(f32) -> f32](…)`. Functions called in the body must be
-/// `#[inline(always)]` to be compiled along. No fused multiply-add is used, so all variants give the same bits.
+/// `#[inline(always)]` to be compiled along; `fold`, `sum` and the like of iterators are not, so that reductions are written as
+/// loops. No fused multiply-add is used, so all variants give the same bits.
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $([$($generics:tt)*])? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -38,7 +39,7 @@ macro_rules! vectorised {
         }
     };
 }
-pub(in crate::nn) use vectorised;
+pub(crate) use vectorised;
 
 /// Independent partial results of a reduction: the compiler may not reorder float sums, so the code says how.
 const LANES: usize = 32;
@@ -69,7 +70,10 @@ fn reduce(xs: &[f32], start: f32, step: impl Fn(f32, f32) -> f32) -> f32 {
             *lane = step(*lane, *x);
         }
     }
-    let rest = chunks.remainder().iter().fold(start, |a, x| step(a, *x));
+    let mut rest = start;
+    for x in chunks.remainder() {
+        rest = step(rest, *x);
+    }
     step(fold(lanes, &step), rest)
 }
 
@@ -82,7 +86,11 @@ pub fn max(xs: &[f32]) -> f32 {
 /// Σ term(x), long sums in double precision.
 #[inline(always)]
 pub fn sum(xs: &[f32], term: impl Fn(f32) -> f32) -> f64 {
-    xs.chunks(BLOCK).map(|block| f64::from(sum_block(block, &term))).sum()
+    let mut total = 0.0;
+    for block in xs.chunks(BLOCK) {
+        total += f64::from(sum_block(block, &term));
+    }
+    total
 }
 
 #[inline(always)]
@@ -94,7 +102,10 @@ fn sum_block(xs: &[f32], term: impl Fn(f32) -> f32) -> f32 {
             *lane += term(*x);
         }
     }
-    let rest = chunks.remainder().iter().fold(0.0, |a, x| a + term(*x));
+    let mut rest = 0.0;
+    for x in chunks.remainder() {
+        rest += term(*x);
+    }
     fold(lanes, |a, x| a + x) + rest
 }
 
@@ -107,7 +118,11 @@ pub fn dot(xs: &[f32], ys: &[f32]) -> f64 {
 /// Σ term(x, y) over equally long slices, long sums in double precision.
 #[inline(always)]
 pub fn sum_pairs(xs: &[f32], ys: &[f32], term: impl Fn(f32, f32) -> f32) -> f64 {
-    xs.chunks(BLOCK).zip(ys.chunks(BLOCK)).map(|(x, y)| f64::from(sum_pairs_block(x, y, &term))).sum()
+    let mut total = 0.0;
+    for (x, y) in xs.chunks(BLOCK).zip(ys.chunks(BLOCK)) {
+        total += f64::from(sum_pairs_block(x, y, &term));
+    }
+    total
 }
 
 #[inline(always)]
@@ -119,7 +134,10 @@ fn sum_pairs_block(xs: &[f32], ys: &[f32], term: impl Fn(f32, f32) -> f32) -> f3
             lanes[i] += term(x[i], y[i]);
         }
     }
-    let rest = x_chunks.remainder().iter().zip(y_chunks.remainder()).fold(0.0, |a, (x, y)| a + term(*x, *y));
+    let mut rest = 0.0;
+    for (x, y) in x_chunks.remainder().iter().zip(y_chunks.remainder()) {
+        rest += term(*x, *y);
+    }
     fold(lanes, |a, x| a + x) + rest
 }
 

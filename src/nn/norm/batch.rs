@@ -1,16 +1,18 @@
 //! Batch norm: every channel is normalised by the statistics of the batch, or by given ones.
 
-use crate::nn::cpu::{self, Gradients3, vectorised};
+use crate::nn::cpu::{self, CHUNK, Gradients3, vectorised};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-/// Normalisation per channel with `mean` and `variance`. Arguments: inputs (B, C, …), weight (C), bias (C).
+/// Normalisation per channel with `mean` and `variance`, and what lies outside 0…`ceiling` cut off where there is one: ReLU, or ReLU6.
+/// As one operation the engine keeps one tensor less for each. Arguments: inputs (B, C, …), weight (C), bias (C).
 pub struct BatchNormOp {
     pub mean: Vec<f32>,
     pub variance: Vec<f32>,
     pub eps: f64,
     /// The statistics are those of the inputs, so the gradient also flows through them.
     pub of_batch: bool,
+    pub ceiling: Option<f32>,
 }
 
 /// Mean and biased variance per channel. `xs` (B, C, …), any layout.
@@ -72,10 +74,40 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// Not a number stays that.
+    fn cut(values: &mut [f32], ceiling: f32) {
+        for x in values {
+            *x = if *x < 0.0 { 0.0 } else if *x > ceiling { ceiling } else { *x };
+        }
+    }
+}
+
+vectorised! {
+    /// The gradient where the result was not cut off.
+    fn let_through(result: &[f32], g: &[f32], ceiling: f32, out: &mut [f32]) {
+        for ((out, r), g) in out.iter_mut().zip(result).zip(g) {
+            *out = if *r > 0.0 && *r < ceiling { *g } else { 0.0 };
+        }
+    }
+}
+
 impl BatchNormOp {
     /// 1/√(variance + eps) of a channel.
     fn scale(&self, channel: usize) -> f64 {
         1.0 / (f64::from(self.variance[channel]) + self.eps).sqrt()
+    }
+
+    /// The gradient of what was cut to `result`.
+    fn before_cut(&self, result: &Tensor, gradient: Tensor) -> Result<Tensor> {
+        let Some(ceiling) = self.ceiling else { return Ok(gradient) };
+        let (r, g) = (cpu::read(result)?, cpu::read(&gradient)?);
+        let (r, g) = (&*r, &*g);
+        let out = cpu::fill_chunks(r.len(), CHUNK, |i, out| {
+            let range = i * CHUNK..i * CHUNK + out.len();
+            let_through(&r[range.clone()], &g[range], ceiling, out);
+        });
+        cpu::tensor(out, result.shape())
     }
 }
 
@@ -102,12 +134,15 @@ impl CustomOp3 for BatchNormOp {
             let c = i % channels;
             let scale = (f64::from(weight[c]) * self.scale(c)) as f32;
             scale_shift(&xs[i * plane..(i + 1) * plane], self.mean[c], scale, bias[c], out);
+            if let Some(ceiling) = self.ceiling {
+                cut(out, ceiling);
+            }
         });
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
-    fn bwd(&self, xs: &Tensor, weight: &Tensor, bias: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Gradients3> {
-        let gradient = cpu::contiguous_gradient(gradient)?;
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, bias: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Gradients3> {
+        let gradient = self.before_cut(result, cpu::contiguous_gradient(gradient)?)?;
         let (x, w, g) = (cpu::read(xs)?, cpu::read(weight)?, cpu::read(&gradient)?);
         let (x, w, g) = (&*x, &*w, &*g);
         let (channels, plane) = sizes(xs.dims())?;

@@ -60,7 +60,7 @@ pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) 
         return super::cuda::batch_norm(xs, weight, bias, statistics, eps, true);
     }
     let (mean, variance) = batch_statistics(xs)?;
-    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true })
+    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true, ceiling: None })
 }
 
 /// Normalisation over groups of channels, with weight and bias per channel, optionally followed by SiLU in one operation.
@@ -135,6 +135,20 @@ impl BatchNorm2d {
     /// # Errors
     /// Batch statistics of a single value per channel: its norm is 0 whatever it is, and nothing would be learnt.
     pub fn forward(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
+        self.apply(xs, pass, None)
+    }
+
+    /// [`Self::forward`] and ReLU, with gradient 0 at 0.
+    pub fn forward_relu(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
+        self.apply(xs, pass, Some(f32::INFINITY))
+    }
+
+    /// [`Self::forward`] and ReLU6, with gradient 0 at both bends.
+    pub fn forward_relu6(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
+        self.apply(xs, pass, Some(6.0))
+    }
+
+    fn apply(&self, xs: &Tensor, pass: &Pass, ceiling: Option<f32>) -> TensorResult<Tensor> {
         let of_batch = pass.uses_batch_statistics();
         let count = xs.elem_count() / self.weight.elem_count();
         if of_batch && count == 1 {
@@ -144,7 +158,12 @@ impl BatchNorm2d {
         }
         #[cfg(feature = "cuda")]
         if xs.device().is_cuda() {
-            return self.forward_on_gpu(xs, of_batch, count);
+            let normed = self.forward_on_gpu(xs, of_batch, count)?;
+            return match ceiling {
+                None => Ok(normed),
+                Some(6.0) => super::relu6(&normed),
+                Some(_) => super::relu(&normed),
+            };
         }
         let (mean, variance) = if of_batch {
             let (mean, variance) = batch_statistics(xs)?;
@@ -153,7 +172,7 @@ impl BatchNorm2d {
         } else {
             (self.running_mean.to_vec1()?, self.running_var.to_vec1()?)
         };
-        let op = BatchNormOp { mean, variance, eps: self.eps, of_batch };
+        let op = BatchNormOp { mean, variance, eps: self.eps, of_batch, ceiling };
         xs.contiguous()?.apply_op3(&self.weight, &self.bias, op)
     }
 
