@@ -25,7 +25,7 @@ pub use {
     device::allow_tf32,
     ops::{
         activation, attention, batch_norm, batch_statistics, cross_entropy, geglu, group_norm, layer_norm, linear, mask_losses,
-        max_pool2d, mse, resize, softmax,
+        max_pool2d, mse, resize, resize_rows, softmax,
     },
     programs::{AdamWFactors, AttentionSizes, DeformableSizes},
     sampling::{deformable_attention, sample_points},

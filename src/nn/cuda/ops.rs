@@ -5,6 +5,7 @@ use super::machine::Kernels;
 use super::programs::{AttentionGiven, AttentionSizes, CrossEntropyInputs, PlaneNorm, PlaneNormInputs, PoolSizes, ResizeSizes};
 use candle_core::backend::BackendStorage;
 use candle_core::{DType, Result, Shape, Storage, Tensor, bail};
+use std::ops::Range;
 
 /// Kernels and values of one argument, for operations with no other.
 struct Unary<'k, 'a> {
@@ -79,6 +80,18 @@ pub fn resize(xs: &Tensor, out: (usize, usize), mode: usize) -> Result<Tensor> {
         |a| a.kernels.resize(&a.xs, sizes),
         move |a, _, gradient| a.kernels.resize_gradient(gradient, sizes),
     )
+}
+
+/// Some rows of a bilinear [`resize`], without gradient.
+pub fn resize_rows(xs: &Tensor, out: (usize, usize), rows: Range<usize>) -> Result<Tensor> {
+    if xs.track_op() {
+        bail!("resize_bilinear_rows has no gradient on the GPU; detach the maps, or use resize_bilinear")
+    }
+    let xs = xs.contiguous()?;
+    let (batch, channels, height, width) = xs.dims4()?;
+    let sizes = ResizeSizes { planes: batch * channels, size: (height, width), out, mode: 1 };
+    let (gpu, shape) = (Gpu::of(&xs)?, (batch, channels, rows.len(), out.1));
+    gpu.kernels(&xs)?.resize_rows(&gpu.input(&xs, xs.dtype())?, sizes, rows)?.tensor(shape)
 }
 
 /// To maps of `out`.

@@ -248,6 +248,9 @@ fn resizing() {
                 let sizes = ResizeSizes { planes: 6, size, out, mode };
                 let what = format!("resize {size:?} to {out:?}, mode {mode}");
                 same(k, &what, &k.resize(&up(k, &xs), sizes).unwrap(), &results[0]);
+                let rows = out.0 / 3..out.0;
+                let expected = results[0].narrow(2, rows.start, rows.len()).unwrap();
+                same(k, &format!("rows of {what}"), &k.resize_rows(&up(k, &xs), sizes, rows).unwrap(), &expected);
                 same(k, &format!("{what}, gradient"), &k.resize_gradient(&up(k, &results[1]), sizes).unwrap(), &results[2]);
             }
         }
