@@ -20,15 +20,14 @@ const PARTS: usize = 8;
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, causal: bool) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if q.device().is_cuda() {
-        let [heads, queries, keys, dim] = sizes(q.dims(), k.dims(), v.dims())?;
-        return super::cuda::attention(q, k, v, super::cuda::AttentionSizes { heads, queries, keys, dim, scale, causal });
+        return on_the_gpu(q, k, v, None, scale, causal);
     }
     let op = Attention { scale, causal, bias: None, log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
 /// `softmax(q·kᵀ·scale + bias)·v` per head, the bias shared by the heads of an image. It is a constant: no gradient reaches
-/// it. Keys are hidden by values such as −1e30.
+/// it. Keys are hidden by values such as −1e30, not by infinite ones.
 ///
 /// # Shapes
 /// `q` (B, heads, N, d), `k` and `v` (B, heads, M, d), `bias` (B, N, M) → (B, heads, N, d)
@@ -37,8 +36,19 @@ pub fn attention_with_bias(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, sc
     if bias.dims() != [batch, queries, keys] {
         bail!("attention: queries {:?}, keys {:?}, bias {:?}", q.shape(), k.shape(), bias.shape())
     }
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return on_the_gpu(q, k, v, Some(bias), scale, false);
+    }
     let op = Attention { scale, causal: false, bias: Some(bias.detach().contiguous()?), log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+}
+
+#[cfg(feature = "cuda")]
+fn on_the_gpu(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: f32, causal: bool) -> Result<Tensor> {
+    let [heads, queries, keys, dim] = sizes(q.dims(), k.dims(), v.dims())?;
+    let sizes = super::cuda::AttentionSizes { heads, queries, keys, dim, scale, causal, sharing: q.dim(1)? };
+    super::cuda::attention(q, k, v, bias, sizes)
 }
 
 /// # Shapes

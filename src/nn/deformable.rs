@@ -42,6 +42,11 @@ pub fn deformable_attention(
             references.len() / 2
         )
     }
+    #[cfg(feature = "cuda")]
+    if value.device().is_cuda() {
+        let sizes = super::cuda::DeformableSizes { images: batch, tokens, queries, heads, dim, points, levels: levels.to_vec() };
+        return super::cuda::deformable_attention(value, offsets, weights, sizes, references);
+    }
     let op = Deformable { levels: levels.to_vec(), references: references.to_vec(), tokens, heads, dim, queries, points };
     value.contiguous()?.apply_op3(&offsets.contiguous()?, &weights.contiguous()?, op)
 }

@@ -18,6 +18,10 @@ pub fn mask_losses(logits: &Tensor, targets: Vec<f32>) -> Result<Tensor> {
     if targets.len() != masks * points || points == 0 {
         bail!("mask_losses: logits {:?}, {} targets", logits.shape(), targets.len())
     }
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        return super::cuda::mask_losses(logits, &targets);
+    }
     logits.contiguous()?.apply_op1(MaskLosses { targets, points })
 }
 

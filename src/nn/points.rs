@@ -67,6 +67,10 @@ pub fn sample_points(maps: &Tensor, points: Vec<f32>, per_map: usize) -> Result<
     if !fits(count, &points, per_map) || height * width == 0 {
         bail!("sample_points: maps {:?}, {per_map} points each, {} coordinates", maps.shape(), points.len())
     }
+    #[cfg(feature = "cuda")]
+    if maps.device().is_cuda() {
+        return super::cuda::sample_points(maps, &points, per_map);
+    }
     maps.contiguous()?.apply_op1(SamplePoints { points, per_map, size: (height, width) })
 }
 

@@ -21,7 +21,7 @@ pub fn resize_bilinear(xs: &Tensor, size: (usize, usize), align_corners: bool) -
     resize(xs, axis(height, size.0), axis(width, size.1))
 }
 
-/// Some rows of what [`resize_bilinear`] gives, the same bits, for maps that are too large as a whole.
+/// Some rows of what [`resize_bilinear`] gives, the same bits, for maps that are too large as a whole. On a GPU without gradient.
 ///
 /// # Shapes
 /// `xs` (B, C, H, W) → (B, C, `rows`, size.1)
@@ -29,6 +29,10 @@ pub fn resize_bilinear_rows(xs: &Tensor, size: (usize, usize), rows: Range<usize
     let (_, _, height, width) = xs.dims4()?;
     if rows.end > size.0 {
         bail!("rows {rows:?} of a resize to {} rows", size.0)
+    }
+    #[cfg(feature = "cuda")]
+    if xs.device().is_cuda() {
+        return super::cuda::resize_rows(xs, size, rows);
     }
     let mut all = Axis::bilinear(height, size.0, false);
     all.taps = all.taps[rows].to_vec();

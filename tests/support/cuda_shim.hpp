@@ -169,6 +169,21 @@ static inline float __shfl_xor_sync(unsigned int, float x, int mask) {
     return theirs;
 }
 
+// One bit for each thread of the warp.
+static inline unsigned int __ballot_sync(unsigned int, bool vote) {
+    int self = threadIdx.x, first = self / 32 * 32;
+    shim::Barrier &barrier = shim::warp_barriers[self / 32];
+    shim::exchanged[self] = vote;
+    shim::wait(barrier);
+    unsigned int votes = 0;
+    for (int lane = 0; lane < 32; lane++)
+        votes |= (unsigned int)(shim::exchanged[first + lane] != 0) << lane;
+    shim::wait(barrier);
+    return votes;
+}
+
+static inline int __popc(unsigned int bits) { return __builtin_popcount(bits); }
+
 struct Kernel {
     const char *name, *signature;
     void (*run)(void **);

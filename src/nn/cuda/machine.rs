@@ -20,6 +20,7 @@ pub enum Source {
     Pool,
     Reduce,
     Resize,
+    Sampling,
     /// Any text, to test the tests with.
     #[cfg(test)]
     Text(&'static str),
@@ -67,6 +68,7 @@ impl Module {
             Source::Pool => (include_str!("kernels/pool.cu"), 0),
             Source::Reduce => (include_str!("kernels/reduce.cu"), 0),
             Source::Resize => (include_str!("kernels/resize.cu"), 0),
+            Source::Sampling => (include_str!("kernels/sampling.cu"), 0),
             #[cfg(test)]
             Source::Text(text) => (text, 0),
         };
@@ -152,6 +154,9 @@ impl<M: Machine> Kernels<'_, M> {
 
     /// At least `count` threads.
     pub fn threads(&self, source: Source, kernel: &str, count: usize, args: &[Arg<M::Buffer>]) -> Result<()> {
+        if count > i32::MAX as usize - BLOCK {
+            bail!("{kernel}: more threads than a kernel can count; use a smaller batch or smaller images")
+        }
         self.blocks(source, kernel, [count.div_ceil(BLOCK), 1], args)
     }
 

@@ -15,6 +15,8 @@ mod machine;
 mod ops;
 mod programs;
 #[cfg(feature = "cuda")]
+mod sampling;
+#[cfg(feature = "cuda")]
 mod updates;
 
 #[cfg(feature = "cuda")]
@@ -22,10 +24,11 @@ pub use {
     convolution::conv2d,
     device::allow_tf32,
     ops::{
-        activation, attention, batch_norm, batch_statistics, cross_entropy, geglu, group_norm, layer_norm, linear, max_pool2d,
-        mse, resize, softmax,
+        activation, attention, batch_norm, batch_statistics, cross_entropy, geglu, group_norm, layer_norm, linear, mask_losses,
+        max_pool2d, mse, resize, resize_rows, softmax,
     },
-    programs::{AdamWFactors, AttentionSizes},
+    programs::{AdamWFactors, AttentionSizes, DeformableSizes},
+    sampling::{deformable_attention, sample_points},
     updates::{AdamWStep, adamw, gradient_norm, running_average},
 };
 

@@ -5,6 +5,7 @@ use super::machine::Kernels;
 use super::programs::{AttentionGiven, AttentionSizes, CrossEntropyInputs, PlaneNorm, PlaneNormInputs, PoolSizes, ResizeSizes};
 use candle_core::backend::BackendStorage;
 use candle_core::{DType, Result, Shape, Storage, Tensor, bail};
+use std::ops::Range;
 
 /// Kernels and values of one argument, for operations with no other.
 struct Unary<'k, 'a> {
@@ -81,6 +82,18 @@ pub fn resize(xs: &Tensor, out: (usize, usize), mode: usize) -> Result<Tensor> {
     )
 }
 
+/// Some rows of a bilinear [`resize`], without gradient.
+pub fn resize_rows(xs: &Tensor, out: (usize, usize), rows: Range<usize>) -> Result<Tensor> {
+    if xs.track_op() {
+        bail!("resize_bilinear_rows has no gradient on the GPU; detach the maps, or use resize_bilinear")
+    }
+    let xs = xs.contiguous()?;
+    let (batch, channels, height, width) = xs.dims4()?;
+    let sizes = ResizeSizes { planes: batch * channels, size: (height, width), out, mode: 1 };
+    let (gpu, shape) = (Gpu::of(&xs)?, (batch, channels, rows.len(), out.1));
+    gpu.kernels(&xs)?.resize_rows(&gpu.input(&xs, xs.dtype())?, sizes, rows)?.tensor(shape)
+}
+
 /// To maps of `out`.
 pub fn max_pool2d(xs: &Tensor, out: (usize, usize), kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let (batch, channels, height, width) = xs.dims4()?;
@@ -124,6 +137,25 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor, weights: &Tensor) -> Resu
         };
         let (log_sums, gradient) = (gpu.input(&log_sums, DType::F32)?, gpu.input(given.gradient, DType::F32)?);
         let found = gpu.kernels(logits)?.cross_entropy_gradient(&inputs, &log_sums, &gradient)?;
+        Ok(vec![Some(found.tensor(logits.shape())?)])
+    })
+}
+
+/// `logits` (masks, points), `targets` as many → (masks, 2) f32
+pub fn mask_losses(logits: &Tensor, targets: &[f32]) -> Result<Tensor> {
+    let logits = &logits.contiguous()?;
+    let (masks, points) = logits.dims2()?;
+    let targets = Tensor::from_slice(targets, targets.len(), logits.device())?;
+    let gpu = Gpu::of(logits)?;
+    let inputs = (gpu.input(logits, logits.dtype())?, gpu.input(&targets, DType::F32)?);
+    let losses = gpu.kernels(logits)?.mask_losses(&inputs.0, &inputs.1, masks, points)?.detached()?;
+    let constant = targets.clone();
+    with_gradient("mask-losses", &[logits], losses, (masks, 2), move |given| {
+        let logits = given.args[0];
+        let gpu = Gpu::of(logits)?;
+        let (xs, targets) = (gpu.input(logits, logits.dtype())?, gpu.input(&constant, DType::F32)?);
+        let gradient = gpu.input(given.gradient, DType::F32)?;
+        let found = gpu.kernels(logits)?.mask_losses_gradient(&xs, &targets, &gradient, masks, points)?;
         Ok(vec![Some(found.tensor(logits.shape())?)])
     })
 }
@@ -254,20 +286,25 @@ fn with_plane_inputs<'a, R>(
     run(&gpu, &inputs)
 }
 
-/// `q` (B, heads, queries, d), `k` and `v` (B, heads, keys, d).
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, sizes: AttentionSizes) -> Result<Tensor> {
+/// `q` (B, heads, queries, d), `k` and `v` (B, heads, keys, d), `bias` (B, queries, keys), a constant.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, sizes: AttentionSizes) -> Result<Tensor> {
     let (q, k, v, dtype) = (&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, q.dtype());
+    let bias = bias.map(|bias| bias.detach().to_dtype(DType::F32)?.contiguous()).transpose()?;
     let gpu = Gpu::of(q)?;
     let inputs = [&gpu.input(q, dtype)?, &gpu.input(k, dtype)?, &gpu.input(v, dtype)?];
-    let (out, log_sums) = gpu.kernels(q)?.attention(inputs, sizes)?;
-    let log_sums = log_sums.tensor(sizes.heads * sizes.queries)?;
+    let added = bias.as_ref().map(|bias| gpu.input(bias, DType::F32)).transpose()?;
+    let (out, log_sums) = gpu.kernels(q)?.attention(inputs, added.as_ref(), sizes)?;
+    let (out, log_sums) = (out.detached()?, log_sums.tensor(sizes.heads * sizes.queries)?);
+    let bias = bias.clone();
     with_gradient("attention", &[q, k, v], out, q.shape(), move |given| {
         let [q, k, v] = [given.args[0], given.args[1], given.args[2]];
         let gpu = Gpu::of(q)?;
         let inputs = [&gpu.input(q, dtype)?, &gpu.input(k, dtype)?, &gpu.input(v, dtype)?];
         let (kernels, gradient) = (gpu.kernels(q)?, gpu.input(given.gradient, dtype)?);
         let means = kernels.attention_means(&gpu.input(given.result, dtype)?, &gradient, sizes)?;
-        let back = AttentionGiven { gradient: &gradient, log_sums: &gpu.input(&log_sums, DType::F32)?, means: &means };
+        let added = bias.as_ref().map(|bias| gpu.input(bias, DType::F32)).transpose()?;
+        let log_sums = gpu.input(&log_sums, DType::F32)?;
+        let back = AttentionGiven { bias: added.as_ref(), gradient: &gradient, log_sums: &log_sums, means: &means };
         let wanted = given.args.iter().enumerate().map(|(i, arg)| match arg.track_op() {
             true => Ok(Some(kernels.attention_gradient(inputs, &back, sizes, i)?.tensor(arg.shape())?)),
             false => Ok(None),

@@ -5,12 +5,14 @@ mod loss;
 mod maps;
 mod norm;
 mod optimizer;
+mod sampling;
 
 pub use attention::{AttentionGiven, AttentionSizes};
 pub use loss::CrossEntropyInputs;
 pub use maps::{PoolSizes, ResizeSizes};
 pub use norm::{PlaneNorm, PlaneNormInputs};
 pub use optimizer::AdamWFactors;
+pub use sampling::{DeformableInputs, DeformableSizes, PointSizes};
 
 use super::machine::{BLOCK, Kernels, Machine, Source, args};
 use candle_core::Result;

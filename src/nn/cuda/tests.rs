@@ -10,6 +10,8 @@ use crate::nn::norm::{GroupNormOp, batch_norm, group_norm, layer_norm};
 use crate::nn::{self, ConvSpec, backward_from};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
+mod sampling;
+
 type Kernel<'m> = Kernels<'m, Emulator>;
 
 fn in_each_type(test: impl Fn(&Kernel)) {
@@ -246,6 +248,9 @@ fn resizing() {
                 let sizes = ResizeSizes { planes: 6, size, out, mode };
                 let what = format!("resize {size:?} to {out:?}, mode {mode}");
                 same(k, &what, &k.resize(&up(k, &xs), sizes).unwrap(), &results[0]);
+                let rows = out.0 / 3..out.0;
+                let expected = results[0].narrow(2, rows.start, rows.len()).unwrap();
+                same(k, &format!("rows of {what}"), &k.resize_rows(&up(k, &xs), sizes, rows).unwrap(), &expected);
                 same(k, &format!("{what}, gradient"), &k.resize_gradient(&up(k, &results[1]), sizes).unwrap(), &results[2]);
             }
         }
@@ -319,12 +324,12 @@ fn attention() {
             let op = |a: &[Tensor]| nn::attention(&a[0], &a[1], &a[2], scale, causal);
             let results = expected(&[&q, &ks, &v], op, |shape| draw(k, "g", shape));
             let (q, ks, v, g) = (up(k, &q), up(k, &ks), up(k, &v), up(k, &results[1]));
-            let sizes = AttentionSizes { heads, queries, keys, dim, scale, causal };
-            let (out, log_sums) = k.attention([&q, &ks, &v], sizes).unwrap();
+            let sizes = AttentionSizes { heads, queries, keys, dim, scale, causal, sharing: heads };
+            let (out, log_sums) = k.attention([&q, &ks, &v], None, sizes).unwrap();
             let what = format!("attention {sizes:?}");
             same(k, &what, &out, &results[0]);
             let means = k.attention_means(&out, &g, sizes).unwrap();
-            let given = AttentionGiven { gradient: &g, log_sums: &log_sums, means: &means };
+            let given = AttentionGiven { bias: None, gradient: &g, log_sums: &log_sums, means: &means };
             for wanted in 0..3 {
                 let gradient = k.attention_gradient([&q, &ks, &v], &given, sizes, wanted).unwrap();
                 same(k, &format!("{what}, gradient {wanted}"), &gradient, &results[2 + wanted]);

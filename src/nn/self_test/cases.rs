@@ -48,7 +48,7 @@ fn spec(arguments: &[Tensor], stride: usize, padding: usize, dilation: usize) ->
 
 /// The whole test.
 pub fn cases() -> Vec<Case> {
-    [convolutions(), matrices(), elementwise(), norms(), maps(), losses()].into_iter().flatten().collect()
+    [convolutions(), matrices(), elementwise(), norms(), maps(), losses(), masks()].into_iter().flatten().collect()
 }
 
 fn convolutions() -> Vec<Case> {
@@ -199,6 +199,70 @@ fn losses() -> Vec<Case> {
             |a| (&a[0] - &a[1])?.sqr()?.mean_all(),
         ),
     ]
+}
+
+/// What mask classification adds.
+fn masks() -> Vec<Case> {
+    vec![
+        case(
+            "attention with bias",
+            [&[&[2, 2, 70, 8], &[2, 2, 45, 8], &[2, 2, 45, 8]], &[&[2, 8, 100, 32], &[2, 8, 512, 32], &[2, 8, 512, 32]]],
+            3,
+            |a| nn::attention_with_bias(&a[0], &a[1], &a[2], &bias(a)?, 0.2),
+            |a| reference::attention_with_bias(&a[0], &a[1], &a[2], &bias(a)?, 0.2),
+        ),
+        case(
+            "deformable attention",
+            [
+                &[&[2, 47, 3, 5], &[2, 9, 3, 2, 4, 2], &[2, 9, 3, 2, 4]],
+                &[&[2, 672, 2, 32], &[2, 100, 2, 2, 4, 2], &[2, 100, 2, 2, 4]],
+            ],
+            1,
+            |a| {
+                let (levels, references) = grid(a)?;
+                nn::deformable_attention(&a[0], &a[1], &a[2], levels, &references)
+            },
+            |a| {
+                let (levels, references) = grid(a)?;
+                reference::deformable_attention(&a[0], &a[1], &a[2], levels, &references)
+            },
+        ),
+        case(
+            "samples at points",
+            [&[&[2, 7, 9]], &[&[4, 48, 64]]],
+            1,
+            |a| nn::sample_points(&a[0], uniform("points", 2 * 300 * a[0].dim(0)?), 300),
+            |a| reference::sample_points(&a[0], &uniform("points", 2 * 300 * a[0].dim(0)?)),
+        ),
+        case(
+            "mask losses",
+            [&[&[3, 83]], &[&[20, 12544]]],
+            1,
+            |a| nn::mask_losses(&a[0], uniform("targets", a[0].elem_count())),
+            |a| reference::mask_losses(&a[0], &uniform("targets", a[0].elem_count())),
+        ),
+    ]
+}
+
+fn uniform(name: &str, count: usize) -> Vec<f32> {
+    let mut rng = Rng::stream(0, name, &[]);
+    (0..count).map(|_| rng.uniform()).collect()
+}
+
+/// A bias that hides a third of the keys (B, N, M), for queries (B, heads, N, d) and keys (B, heads, M, d).
+fn bias(arguments: &[Tensor]) -> Result<Tensor> {
+    let shape = (arguments[0].dim(0)?, arguments[0].dim(2)?, arguments[1].dim(2)?);
+    let values = uniform("bias", shape.0 * shape.1 * shape.2);
+    let values = values.into_iter().map(|x| if x < 0.33 { -1e30 } else { x }).collect();
+    Tensor::from_vec(values, shape, arguments[0].device())
+}
+
+/// Levels for values (B, N, heads, d), and points of reference. These times a size is exact, so that f32 and f64 find the same
+/// pixels: slopes jump between them.
+fn grid(arguments: &[Tensor]) -> Result<(&'static [(usize, usize)], Vec<f32>)> {
+    let levels: &[_] = if arguments[0].dim(1)? == 47 { &[(5, 7), (3, 4)] } else { &[(16, 32), (8, 20)] };
+    let references = uniform("references", 2 * arguments[1].dim(1)?).iter().map(|x| (x * 64.0).round() / 64.0).collect();
+    Ok((levels, references))
 }
 
 /// Labels of which some are ignored, and weights, on the device of the logits (B, K, H, W).

@@ -24,14 +24,76 @@ pub fn softmax(xs: &Tensor) -> Result<Tensor> {
 }
 
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, causal: bool) -> Result<Tensor> {
-    let mut scores = (q.matmul(&k.t()?)? * scale)?;
-    if causal {
-        let (_, _, queries, keys) = scores.dims4()?;
-        let hidden = (0..queries * keys).map(|i| if i % keys > i / keys { -1e30 } else { 0.0 });
-        let hidden = Tensor::from_iter(hidden, q.device())?.to_dtype(q.dtype())?.reshape((1, 1, queries, keys))?;
-        scores = scores.broadcast_add(&hidden)?;
+    let (queries, keys) = (q.dim(2)?, k.dim(2)?);
+    let hidden = (0..queries * keys).map(|i| if causal && i % keys > i / keys { -1e30 } else { 0.0 });
+    attention_with_bias(q, k, v, &Tensor::from_iter(hidden, q.device())?.reshape((1, queries, keys))?, scale)
+}
+
+/// `bias` (B or 1, queries, keys) of any type.
+pub fn attention_with_bias(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, scale: f64) -> Result<Tensor> {
+    let scores = (q.matmul(&k.t()?)? * scale)?;
+    softmax(&scores.broadcast_add(&bias.to_dtype(q.dtype())?.unsqueeze(1)?)?)?.matmul(v)
+}
+
+/// What every one of `size` pixels of an axis gives to a bilinear sample at `xs` (…): (…, size).
+fn tent(xs: &Tensor, size: usize) -> Result<Tensor> {
+    let pixels = Tensor::arange(0u32, size as u32, xs.device())?.to_dtype(xs.dtype())?;
+    let distance = xs.unsqueeze(D::Minus1)?.broadcast_sub(&pixels)?.abs()?;
+    distance.affine(-1.0, 1.0)?.relu()
+}
+
+/// Weights of all pixels of a map for samples at (`x`, `y`), both (…): (…, H·W).
+fn bilinear_weights(x: &Tensor, y: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
+    let rows = tent(y, height)?.unsqueeze(D::Minus1)?; // (…, H, 1)
+    let columns = tent(x, width)?.unsqueeze(x.rank())?; // (…, 1, W)
+    rows.broadcast_mul(&columns)?.flatten_from(x.rank())
+}
+
+/// See [`crate::nn::deformable_attention`].
+pub fn deformable_attention(
+    value: &Tensor,
+    offsets: &Tensor,
+    weights: &Tensor,
+    levels: &[(usize, usize)],
+    references: &[f32],
+) -> Result<Tensor> {
+    let (batch, _, heads, dim) = value.dims4()?;
+    let queries = references.len() / 2;
+    let references = Tensor::from_slice(references, (1, queries, 1, 1, 2), value.device())?.to_dtype(value.dtype())?;
+    let (mut start, mut sum) = (0, Tensor::zeros((batch, heads, queries, dim), value.dtype(), value.device())?);
+    for (level, &(height, width)) in levels.iter().enumerate() {
+        let place = |axis: usize, size: usize| {
+            let offsets = offsets.narrow(3, level, 1)?.squeeze(3)?.narrow(4, axis, 1)?.squeeze(4)?; // (B, Q, heads, P)
+            let start = (references.narrow(4, axis, 1)?.squeeze(4)? * size as f64)?;
+            offsets.broadcast_add(&(start - 0.5)?)
+        };
+        let pixels = bilinear_weights(&place(0, width)?, &place(1, height)?, (height, width))?; // (B, Q, heads, P, H·W)
+        let weights = weights.narrow(3, level, 1)?.squeeze(3)?.unsqueeze(4)?;
+        let pixels = pixels.broadcast_mul(&weights)?.sum(3)?.transpose(1, 2)?.contiguous()?; // (B, heads, Q, H·W)
+        let value = value.narrow(1, start, height * width)?.transpose(1, 2)?.contiguous()?; // (B, heads, H·W, d)
+        sum = (sum + pixels.matmul(&value)?)?;
+        start += height * width;
     }
-    softmax(&scores)?.matmul(v)
+    sum.transpose(1, 2)?.reshape((batch, queries, heads * dim))
+}
+
+/// See [`crate::nn::sample_points`]; every map has points of its own.
+pub fn sample_points(maps: &Tensor, points: &[f32]) -> Result<Tensor> {
+    let (count, height, width) = maps.dims3()?;
+    let points = Tensor::from_slice(points, (count, points.len() / count / 2, 2), maps.device())?.to_dtype(maps.dtype())?;
+    let place = |axis: usize, size: usize| (points.narrow(2, axis, 1)?.squeeze(2)? * size as f64)? - 0.5;
+    let pixels = bilinear_weights(&place(0, width)?, &place(1, height)?, (height, width))?; // (M, P, H·W)
+    pixels.matmul(&maps.reshape((count, height * width, 1))?)?.squeeze(2)
+}
+
+/// See [`crate::nn::mask_losses`].
+pub fn mask_losses(logits: &Tensor, targets: &[f32]) -> Result<Tensor> {
+    let targets = Tensor::from_slice(targets, logits.shape(), logits.device())?.to_dtype(logits.dtype())?;
+    let cross_entropy = ((logits.exp()? + 1.0)?.log()? - (logits * &targets)?)?.mean(1)?;
+    let inside = ((logits.neg()?.exp()? + 1.0)?).recip()?;
+    let above = ((&inside * &targets)?.sum(1)? * 2.0)? + 1.0;
+    let below = (inside.sum(1)? + targets.sum(1)?)? + 1.0;
+    Tensor::stack(&[cross_entropy, above?.div(&below?)?.affine(-1.0, 1.0)?], 1)
 }
 
 pub fn gelu(xs: &Tensor) -> Result<Tensor> {

@@ -81,10 +81,15 @@ __device__ __forceinline__ void store(const float sums[CHUNKS][4][4], const floa
             }
 }
 
+// What is added to a score: bias (images, queries, keys), which the `sharing` heads of an image share; nothing for 0.
+__device__ __forceinline__ float bias_of(const float *bias, int sharing, int query, int key, int queries, int keys) {
+    return sharing ? bias[((size_t)(blockIdx.y / sharing) * queries + query) * keys + key] : 0;
+}
+
 // q (heads, queries, dim), k and v (heads, keys, dim) → out (heads, queries, dim), and log Σ exp of every score row. A block
 // for each tile of queries (grid.x) and head (grid.y).
-extern "C" __global__ void attention(const T *q, const T *k, const T *v, T *out, float *log_sums, int queries, int keys,
-                                     int dim, float scale, int causal) {
+extern "C" __global__ void attention(const T *q, const T *k, const T *v, const float *bias, T *out, float *log_sums,
+                                     int queries, int keys, int dim, float scale, int causal, int sharing) {
     __shared__ Tile weights;
     __shared__ float factors[TILE];
     int tx = threadIdx.x % 16, ty = threadIdx.x / 16, start = blockIdx.x * TILE;
@@ -101,8 +106,12 @@ extern "C" __global__ void attention(const T *q, const T *k, const T *v, T *out,
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int query = start + 4 * ty + i, key = first + tx + 16 * j;
+                // Rows without a query are not stored; they see what the last query sees.
                 bool hidden = key >= keys || (causal && key > query);
-                weights[4 * ty + i][tx + 16 * j] = hidden ? -INFINITY : scores[i][j] * scale;
+                float score = hidden ? -INFINITY : scores[i][j] * scale;
+                if (!hidden)
+                    score += bias_of(bias, sharing, min(query, queries - 1), key, queries, keys);
+                weights[4 * ty + i][tx + 16 * j] = score;
             }
         __syncthreads();
         float before = largest, added = 0;
@@ -111,7 +120,7 @@ extern "C" __global__ void attention(const T *q, const T *k, const T *v, T *out,
         largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
         largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
         for (int i = part; i < TILE; i += 4) {
-            // Every query sees key 0, so the largest score is finite.
+            // Every query sees key 0, and biases are finite, so the largest score is finite.
             float p = expf(weights[row][i] - largest);
             weights[row][i] = p;
             added += p;
@@ -163,8 +172,9 @@ enum Wanted { QUERIES, KEYS, VALUES };
 //   keys:    a = k, b = q, a_slope = v, b_slope = gradient, factor = q; rows are keys
 //   values:  a = k, b = q, factor = gradient; rows are keys
 extern "C" __global__ void attention_gradient(const T *a, const T *b, const T *a_slope, const T *b_slope, const T *factor,
-                                              const float *log_sums, const float *means, T *out, int rows, int columns,
-                                              int dim, float scale, int causal, int wanted) {
+                                              const float *bias, const float *log_sums, const float *means, T *out,
+                                              int rows, int columns, int dim, float scale, int causal, int sharing,
+                                              int wanted) {
     __shared__ Tile weights;
     __shared__ float factors[TILE];
     int tx = threadIdx.x % 16, ty = threadIdx.x / 16, start = blockIdx.x * TILE;
@@ -188,7 +198,9 @@ extern "C" __global__ void attention_gradient(const T *a, const T *b, const T *a
                 int query = wanted == QUERIES ? row : column, key = wanted == QUERIES ? column : row;
                 float weight = 0;
                 if (row < rows && column < columns && !(causal && key > query)) {
-                    weight = expf(scores[i][j] * scale - log_sums[first_query + query]);
+                    int queries = wanted == QUERIES ? rows : columns, keys = wanted == QUERIES ? columns : rows;
+                    float score = scores[i][j] * scale + bias_of(bias, sharing, query, key, queries, keys);
+                    weight = expf(score - log_sums[first_query + query]);
                     if (wanted != VALUES)
                         weight *= (slopes[i][j] - means[first_query + query]) * scale;
                 }

@@ -22,14 +22,14 @@ __device__ __forceinline__ Tap tap(int target, int from, float scale, int mode) 
     return t;
 }
 
-// A thread for each output.
-extern "C" __global__ void resize(const T *xs, T *out, int count, int height, int width, int out_height, int out_width,
+// `rows` rows from `first` on of every map's result. A thread for each output.
+extern "C" __global__ void resize(const T *xs, T *out, int count, int height, int width, int first, int rows, int out_width,
                                   float row_scale, float column_scale, int mode) {
     int i = index();
     if (i >= count)
         return;
-    Tap row = tap(i / out_width % out_height, height, row_scale, mode), column = tap(i % out_width, width, column_scale, mode);
-    xs += (size_t)(i / (out_width * out_height)) * height * width;
+    Tap row = tap(first + i / out_width % rows, height, row_scale, mode), column = tap(i % out_width, width, column_scale, mode);
+    xs += (size_t)(i / (out_width * rows)) * height * width;
     const T *low = xs + row.low * width, *high = xs + row.high * width;
     float a = (1 - column.share) * get(low[column.low]) + column.share * get(low[column.high]);
     float b = (1 - column.share) * get(high[column.low]) + column.share * get(high[column.high]);

@@ -16,6 +16,8 @@ pub struct AttentionSizes {
     pub dim: usize,
     pub scale: f32,
     pub causal: bool,
+    /// Heads of one image; they share a bias.
+    pub sharing: usize,
 }
 
 impl AttentionSizes {
@@ -36,6 +38,8 @@ pub type Qkv<'a, B> = [&'a B; 3];
 
 /// What the backward pass has besides the arguments.
 pub struct AttentionGiven<'a, B> {
+    /// As in the forward pass.
+    pub bias: Option<&'a B>,
     pub gradient: &'a B,
     /// Log Σ exp of every score row, from the forward pass.
     pub log_sums: &'a B,
@@ -44,11 +48,18 @@ pub struct AttentionGiven<'a, B> {
 }
 
 impl<M: Machine> Kernels<'_, M> {
-    /// The result, and log Σ exp of every score row in f32.
-    pub fn attention(&self, [q, k, v]: Qkv<M::Buffer>, sizes: AttentionSizes) -> Result<(M::Buffer, M::Buffer)> {
-        let AttentionSizes { heads, queries, keys, dim, scale, causal } = sizes;
+    /// The result, and log Σ exp of every score row in f32. `bias` (images, queries, keys) is f32 and finite.
+    pub fn attention(
+        &self,
+        [q, k, v]: Qkv<M::Buffer>,
+        bias: Option<&M::Buffer>,
+        sizes: AttentionSizes,
+    ) -> Result<(M::Buffer, M::Buffer)> {
+        let AttentionSizes { heads, queries, keys, dim, scale, causal, sharing } = sizes;
         let (out, log_sums) = (self.values(heads * queries * dim)?, self.floats(heads * queries)?);
-        let args = args![q, k, v, &out, &log_sums, queries, keys, dim, scale, usize::from(causal)];
+        // Without a bias, any pointer will do.
+        let (bias, sharing) = bias.map_or((&log_sums, 0), |bias| (bias, sharing));
+        let args = args![q, k, v, bias, &out, &log_sums, queries, keys, dim, scale, usize::from(causal), sharing];
         self.blocks(sizes.source()?, "attention", [queries.div_ceil(TILE), heads], args)?;
         Ok((out, log_sums))
     }
@@ -69,8 +80,9 @@ impl<M: Machine> Kernels<'_, M> {
         sizes: AttentionSizes,
         wanted: usize,
     ) -> Result<M::Buffer> {
-        let AttentionSizes { heads, queries, keys, dim, scale, causal } = sizes;
-        let AttentionGiven { gradient, log_sums, means } = *given;
+        let AttentionSizes { heads, queries, keys, dim, scale, causal, sharing } = sizes;
+        let AttentionGiven { bias, gradient, log_sums, means } = *given;
+        let (bias, sharing) = bias.map_or((log_sums, 0), |bias| (bias, sharing));
         let (rows, columns) = if wanted == 0 { (queries, keys) } else { (keys, queries) };
         // See the kernel for these roles.
         let (a, b, a_slope, b_slope, factor) = match wanted {
@@ -80,7 +92,9 @@ impl<M: Machine> Kernels<'_, M> {
         };
         let out = self.values(heads * rows * dim)?;
         let causal = usize::from(causal);
-        let args = args![a, b, a_slope, b_slope, factor, log_sums, means, &out, rows, columns, dim, scale, causal, wanted];
+        let args = args![
+            a, b, a_slope, b_slope, factor, bias, log_sums, means, &out, rows, columns, dim, scale, causal, sharing, wanted
+        ];
         self.blocks(sizes.source()?, "attention_gradient", [rows.div_ceil(TILE), heads], args)?;
         Ok(out)
     }

@@ -1,4 +1,4 @@
-//! Losses: single values in f32.
+//! Losses in f32: single values, or two for each mask.
 
 use super::super::machine::{BLOCK, Kernels, Machine, Source, args};
 use candle_core::Result;
@@ -67,6 +67,27 @@ impl<M: Machine> Kernels<'_, M> {
     ) -> Result<M::Buffer> {
         let out = self.values(count)?;
         self.threads(Source::Loss, "squared_error_gradient", count, args![xs, ys, gradient, &out, count])?;
+        Ok(out)
+    }
+
+    /// Cross-entropy and Dice loss of every row of `logits` (masks, points): (masks, 2) in f32. `targets` are f32.
+    pub fn mask_losses(&self, logits: &M::Buffer, targets: &M::Buffer, masks: usize, points: usize) -> Result<M::Buffer> {
+        let out = self.floats(2 * masks)?;
+        self.blocks(Source::Loss, "mask_losses", [masks, 1], args![logits, targets, &out, points])?;
+        Ok(out)
+    }
+
+    /// Gradient of [`Self::mask_losses`] for the logits; `gradient` (masks, 2) is f32.
+    pub fn mask_losses_gradient(
+        &self,
+        logits: &M::Buffer,
+        targets: &M::Buffer,
+        gradient: &M::Buffer,
+        masks: usize,
+        points: usize,
+    ) -> Result<M::Buffer> {
+        let out = self.values(masks * points)?;
+        self.blocks(Source::Loss, "mask_losses_gradient", [masks, 1], args![logits, targets, gradient, &out, points])?;
         Ok(out)
     }
 }

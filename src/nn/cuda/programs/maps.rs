@@ -3,6 +3,7 @@
 use super::super::machine::{Kernels, Machine, Source, args};
 use crate::nn::conv::Sizes;
 use candle_core::Result;
+use std::ops::Range;
 
 /// A resize of `planes` maps.
 #[derive(Debug, Clone, Copy)]
@@ -122,11 +123,16 @@ impl<M: Machine> Kernels<'_, M> {
 
     /// Bilinear or nearest.
     pub fn resize(&self, xs: &M::Buffer, s: ResizeSizes) -> Result<M::Buffer> {
+        self.resize_rows(xs, s, 0..s.out.0)
+    }
+
+    /// Some rows of what [`Self::resize`] gives.
+    pub fn resize_rows(&self, xs: &M::Buffer, s: ResizeSizes, rows: Range<usize>) -> Result<M::Buffer> {
         let ((height, width), (out_height, out_width)) = (s.size, s.out);
-        let count = s.planes * out_height * out_width;
+        let count = s.planes * rows.len() * out_width;
         let out = self.values(count)?;
-        let (rows, columns) = (s.scale(height, out_height), s.scale(width, out_width));
-        let args = args![xs, &out, count, height, width, out_height, out_width, rows, columns, s.mode];
+        let (down, along) = (s.scale(height, out_height), s.scale(width, out_width));
+        let args = args![xs, &out, count, height, width, rows.start, rows.len(), out_width, down, along, s.mode];
         self.threads(Source::Resize, "resize", count, args)?;
         Ok(out)
     }
