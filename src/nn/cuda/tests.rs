@@ -180,7 +180,7 @@ fn batch_norms() {
     in_each_type(|k| {
         for (batch, channels, size) in [(3, 6, 143), (1, 4, 9), (4, 1, 300)] {
             let norm = PlaneNorm::batch(batch, channels, size, 1e-5, true);
-            check_plane_norm(k, "batch norm", [batch, channels, size], norm, |a| batch_norm(&a[0], &a[1], &a[2], 1e-5));
+            check_plane_norm(k, "batch norm", [batch, channels, size], norm, |a| batch_norm(&a[0], &a[1], &a[2], 1e-5, None));
         }
         let (mean, variance) = (floats("mean", &[6]), (floats("variance", &[6]).sqr().unwrap() + 0.1).unwrap());
         let norm = PlaneNorm::batch(2, 6, 35, 1e-5, false);

@@ -52,16 +52,32 @@ pub(super) fn group_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupN
     xs.contiguous()?.apply_op3(weight, bias, op)
 }
 
-/// The operation of [`BatchNorm2d`] with the statistics of the batch. # Shapes: `xs` (B, C, …), `weight` and `bias` (C)
-pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> TensorResult<Tensor> {
+/// The operation of [`BatchNorm2d`] with the statistics of the batch, cut off to 0…`ceiling` where there is one.
+///
+/// # Shapes
+/// `xs` (B, C, …), `weight` and `bias` (C)
+pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, ceiling: Option<f32>) -> TensorResult<Tensor> {
     #[cfg(feature = "cuda")]
     if xs.device().is_cuda() {
         let statistics = super::cuda::batch_statistics(xs)?;
-        return super::cuda::batch_norm(xs, weight, bias, statistics, eps, true);
+        return cut(super::cuda::batch_norm(xs, weight, bias, statistics, eps, true)?, ceiling);
     }
     let (mean, variance) = batch_statistics(xs)?;
-    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true, ceiling: None })
+    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true, ceiling })
 }
+
+/// The activation of a norm as an operation of its own.
+#[cfg(feature = "cuda")]
+fn cut(normed: Tensor, ceiling: Option<f32>) -> TensorResult<Tensor> {
+    match ceiling {
+        None => Ok(normed),
+        Some(RELU6) => super::relu6(&normed),
+        Some(_) => super::relu(&normed),
+    }
+}
+
+/// Where ReLU6 cuts off.
+const RELU6: f32 = 6.0;
 
 /// Normalisation over groups of channels, with weight and bias per channel, optionally followed by SiLU in one operation.
 #[derive(Debug, Clone)]
@@ -145,7 +161,7 @@ impl BatchNorm2d {
 
     /// [`Self::forward`] and ReLU6, with gradient 0 at both bends.
     pub fn forward_relu6(&self, xs: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
-        self.apply(xs, pass, Some(6.0))
+        self.apply(xs, pass, Some(RELU6))
     }
 
     fn apply(&self, xs: &Tensor, pass: &Pass, ceiling: Option<f32>) -> TensorResult<Tensor> {
@@ -158,12 +174,7 @@ impl BatchNorm2d {
         }
         #[cfg(feature = "cuda")]
         if xs.device().is_cuda() {
-            let normed = self.forward_on_gpu(xs, of_batch, count)?;
-            return match ceiling {
-                None => Ok(normed),
-                Some(6.0) => super::relu6(&normed),
-                Some(_) => super::relu(&normed),
-            };
+            return cut(self.forward_on_gpu(xs, of_batch, count)?, ceiling);
         }
         let (mean, variance) = if of_batch {
             let (mean, variance) = batch_statistics(xs)?;

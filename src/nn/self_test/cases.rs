@@ -118,6 +118,23 @@ fn elementwise() -> Vec<Case> {
         case("relu", SIZES, 1, |a| nn::relu(&a[0]), |a| a[0].relu()),
         case("relu6", SIZES, 1, |a| nn::relu6(&(&a[0] * 4.0)?), |a| (&a[0] * 4.0)?.clamp(0.0, 6.0)),
         case("geglu", [&[&[7, 84]], &[&[256, 640]]], 1, |a| nn::geglu(&a[0]), |a| reference::geglu(&a[0])),
+        case(
+            "shift planes",
+            [&[&[2, 3, 7, 5], &[2, 3]], &[&[2, 96, 32, 32], &[2, 96]]],
+            2,
+            |a| nn::shift_planes(&a[0], &a[1]),
+            |a| a[0].broadcast_add(&a[1].unsqueeze(2)?.unsqueeze(3)?),
+        ),
+        case(
+            "split heads",
+            [&[&[2, 7, 12]], &[&[2, 300, 320]]],
+            1,
+            |a| nn::split_heads(&a[0], 4),
+            |a| {
+                let (batch, tokens, width) = a[0].dims3()?;
+                a[0].reshape((batch, tokens, 4, width / 4))?.transpose(1, 2)?.contiguous()
+            },
+        ),
         case("softmax", [&[&[7, 83]], &[&[512, 1024]]], 1, |a| nn::softmax(&a[0]), |a| reference::softmax(&a[0])),
     ]
 }
@@ -150,8 +167,15 @@ fn norms() -> Vec<Case> {
             "batch norm",
             MAPS,
             1,
-            |a| batch_norm(&a[0], &a[1], &a[2], 1e-5),
+            |a| batch_norm(&a[0], &a[1], &a[2], 1e-5, None),
             |a| reference::batch_norm(&a[0], &a[1], &a[2], 1e-5),
+        ),
+        case(
+            "batch norm and relu",
+            MAPS,
+            1,
+            |a| batch_norm(&a[0], &a[1], &a[2], 1e-5, Some(f32::INFINITY)),
+            |a| reference::batch_norm(&a[0], &a[1], &a[2], 1e-5)?.relu(),
         ),
     ]
 }
