@@ -6,7 +6,7 @@
 
 mod timing;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use datum::base::device::{self, DeviceChoice};
 use datum::base::{Error, Result, Rng, heap};
 use datum::models::clip::ClipConfig;
@@ -210,7 +210,7 @@ fn main() -> Result<()> {
     let named = std::env::var("DEVICE").map_or(Ok(DeviceChoice::Cpu), |name| name.parse());
     let device = named.map_err(|e| Error::Usage(format!("DEVICE: {e}")))?;
     let device = device.open()?.device;
-    device::make_current(&device);
+    device::make_current(&device, DType::F32);
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
     let bench = Bench { filter, list: std::env::var_os("LIST").is_some(), gpu: !device.is_cpu() };
     bench.segmenters()?;

@@ -1,20 +1,25 @@
 //! Which device tensors are computed on.
 
 use super::{Error, Result};
-use candle_core::{Device, DeviceLocation};
+use candle_core::{DType, Device, DeviceLocation};
 use std::sync::OnceLock;
 
-static CURRENT: OnceLock<Device> = OnceLock::new();
+static CURRENT: OnceLock<(Device, DType)> = OnceLock::new();
 
 /// Where this process makes its parameters and inputs: the processor, unless [`make_current`] said otherwise. Results of
 /// operations are where their arguments are.
 pub fn current() -> Device {
-    CURRENT.get().cloned().unwrap_or(Device::Cpu)
+    CURRENT.get().map_or(Device::Cpu, |(device, _)| device.clone())
 }
 
-/// Decides where the process computes. Call once, before the first tensor is made; later calls change nothing.
-pub fn make_current(device: &Device) {
-    CURRENT.get_or_init(|| device.clone());
+/// The number type networks compute in: f32, unless [`make_current`] said otherwise. Parameters, inputs and results are f32 always.
+pub fn current_dtype() -> DType {
+    CURRENT.get().map_or(DType::F32, |(_, dtype)| *dtype)
+}
+
+/// Decides where and in which type the process computes. Call once, before the first tensor is made; later calls change nothing.
+pub fn make_current(device: &Device, dtype: DType) {
+    CURRENT.get_or_init(|| (device.clone(), dtype));
 }
 
 /// The name by which `--device` knows a device.

@@ -45,17 +45,36 @@ impl ComputeArgs {
         if let Some(note) = &opened.note {
             eprintln!("warning: {note}");
         }
-        if self.dtype != DTypeChoice::F32 {
-            return Err(Error::environment(
-                "models compute in f32 only: on the processor 16-bit sums lose whole digits, on GPUs only single operations know bf16 yet",
-                "leave `--dtype` out",
-            ));
-        }
+        let dtype = self.number_type(&opened.device)?;
         if let Some(threads) = self.threads.map(usize::from).or_else(threads::share_of_machine) {
             set_threads(threads)?;
         }
-        device::make_current(&opened.device);
-        Ok((opened.device, DType::F32))
+        device::make_current(&opened.device, dtype);
+        Ok((opened.device, dtype))
+    }
+
+    /// As [`Self::apply`], for verbs whose networks compute in f32 only.
+    ///
+    /// # Errors
+    /// As [`Self::apply`], and any other type.
+    pub fn apply_f32(&self) -> Result<Device> {
+        if self.dtype != DTypeChoice::F32 {
+            return Err(Error::environment("this command computes in f32 only", "leave `--dtype` out"));
+        }
+        Ok(self.apply()?.0)
+    }
+
+    fn number_type(&self, device: &Device) -> Result<DType> {
+        let refused = |why: &str, next: &str| Err(Error::environment(why, next));
+        match self.dtype {
+            DTypeChoice::F32 => Ok(DType::F32),
+            DTypeChoice::Bf16 if device.is_cuda() => Ok(DType::BF16),
+            DTypeChoice::Bf16 => refused(
+                "the processor computes in f32 only: 16 bits would save no time there",
+                "leave `--dtype` out, or compute on a GPU of NVIDIA (docs/gpu.md)",
+            ),
+            DTypeChoice::F16 => refused("no network computes in f16: its range is too small", "use `--dtype bf16` on a GPU"),
+        }
     }
 
     /// As [`Self::apply`], for verbs that several processes run together.

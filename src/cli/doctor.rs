@@ -62,7 +62,7 @@ struct Hub {
 
 /// Runs the verb.
 pub fn run(args: DoctorArgs) -> Result<()> {
-    let (device, _) = args.compute.apply()?;
+    let device = args.compute.apply_f32()?;
     if args.self_test {
         return self_test(&device, &args.display);
     }

@@ -10,7 +10,7 @@ use super::{efficientnet, mit};
 use crate::base::{Error, Result, suggest};
 use crate::io::weights::{self, TensorSource};
 use crate::nn::{Builder, ParamStore, Pass};
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::{DType, Result as TensorResult, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Predicts a class per pixel. Features and head are apart so that losses on features need no second encoder pass.
@@ -168,6 +168,7 @@ fn known(what: &str, name: &str, names: &[&str]) -> Result<()> {
 pub struct EncoderDecoder {
     encoder: Box<dyn Encoder>,
     decoder: Box<dyn Decoder>,
+    dtype: DType,
 }
 
 impl EncoderDecoder {
@@ -177,7 +178,7 @@ impl EncoderDecoder {
         config.validate()?;
         let encoder = config.encoder(&builder.pp("backbone"))?;
         let decoder = config.decoder(&encoder.levels(), &builder.pp("decode_head"))?;
-        Ok(Self { encoder, decoder })
+        Ok(Self { encoder, decoder, dtype: builder.dtype() })
     }
 
     /// A segmenter to be trained: the encoder from its published ImageNet weights, the decoder drawn from `seed`.
@@ -207,10 +208,12 @@ impl Segmenter for EncoderDecoder {
         if height.min(width) < 32 {
             candle_core::bail!("a segmenter needs images of at least 32×32 pixels, found {height}×{width}");
         }
-        self.encoder.features(images, pass)
+        let maps = self.encoder.features(&images.to_dtype(self.dtype)?, pass)?;
+        maps.iter().map(|map| map.to_dtype(DType::F32)).collect()
     }
 
     fn head(&self, features: &[Tensor], pass: &Pass) -> TensorResult<Tensor> {
-        self.decoder.forward(features, pass)
+        let features = features.iter().map(|map| map.to_dtype(self.dtype)).collect::<TensorResult<Vec<_>>>()?;
+        self.decoder.forward(&features, pass)?.to_dtype(DType::F32)
     }
 }

@@ -22,6 +22,9 @@ fn map<A: Activation>(xs: &Tensor) -> Result<Tensor> {
     if xs.device().is_cuda() {
         return super::cuda::activation(xs, A::NAME, A::KERNEL);
     }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| map::<A>(xs));
+    }
     xs.contiguous()?.apply_op1(Map::<A>(PhantomData))
 }
 
@@ -236,6 +239,9 @@ pub fn geglu(xs: &Tensor) -> Result<Tensor> {
         let (shape, width) = halved(xs.dims())?;
         return super::cuda::geglu(xs, shape, width);
     }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| geglu(xs));
+    }
     xs.contiguous()?.apply_op1(Geglu)
 }
 
@@ -299,6 +305,9 @@ pub fn softmax(xs: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if xs.device().is_cuda() {
         return super::cuda::softmax(xs);
+    }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| softmax(xs));
     }
     xs.contiguous()?.apply_op1(Softmax)
 }

@@ -22,6 +22,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, causal: bool) -
     if q.device().is_cuda() {
         return on_the_gpu(q, k, v, None, scale, causal);
     }
+    if cpu::is_narrow(q) {
+        return cpu::rounded([q, k, v], |[q, k, v]| attention(q, k, v, scale, causal));
+    }
     let op = Attention { scale, causal, bias: None, log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
@@ -39,6 +42,9 @@ pub fn attention_with_bias(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, sc
     #[cfg(feature = "cuda")]
     if q.device().is_cuda() {
         return on_the_gpu(q, k, v, Some(bias), scale, false);
+    }
+    if cpu::is_narrow(q) {
+        return cpu::rounded([q, k, v], |[q, k, v]| attention_with_bias(q, k, v, bias, scale));
     }
     let op = Attention { scale, causal: false, bias: Some(bias.detach().contiguous()?), log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)

@@ -47,6 +47,10 @@ pub fn deformable_attention(
         let sizes = super::cuda::DeformableSizes { images: batch, tokens, queries, heads, dim, points, levels: levels.to_vec() };
         return super::cuda::deformable_attention(value, offsets, weights, sizes, references);
     }
+    if cpu::is_narrow(value) {
+        let op = |[v, o, w]: [&Tensor; 3]| deformable_attention(v, o, w, levels, references);
+        return cpu::rounded([value, offsets, weights], op);
+    }
     let op = Deformable { levels: levels.to_vec(), references: references.to_vec(), tokens, heads, dim, queries, points };
     value.contiguous()?.apply_op3(&offsets.contiguous()?, &weights.contiguous()?, op)
 }

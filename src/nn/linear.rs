@@ -17,6 +17,9 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResu
         let shape = result_shape(xs.dims(), weight.dims(), bias.map(Tensor::elem_count))?;
         return super::cuda::linear(&xs, &weight, bias, shape);
     }
+    if cpu::is_narrow(&xs) {
+        return cpu::rounded([&xs, &weight.to_dtype(xs.dtype())?], |[xs, weight]| linear(xs, weight, bias));
+    }
     match bias {
         Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Product),
         None => xs.apply_op2(&weight, Product),

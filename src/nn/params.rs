@@ -3,7 +3,7 @@
 use super::{AdapterPlan, Init};
 use crate::base::{Error, Result, Rng, device};
 use crate::io::weights::TensorSource;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -204,6 +204,7 @@ pub struct Builder {
     state: Arc<Mutex<State>>,
     prefix: String,
     frozen: bool,
+    dtype: DType,
     adapters: Option<Arc<AdapterPlan>>,
 }
 
@@ -217,7 +218,13 @@ impl Builder {
             used: BTreeSet::new(),
             report: Report::new(origin),
         };
-        Self { state: Arc::new(Mutex::new(state)), prefix: String::new(), frozen: false, adapters: None }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            prefix: String::new(),
+            frozen: false,
+            dtype: device::current_dtype(),
+            adapters: None,
+        }
     }
 
     /// New parameters; each is drawn from a stream of `seed` and its own name.
@@ -246,6 +253,17 @@ impl Builder {
     /// Layers built from here get tensors without gradient; operations skip the gradient of such weights.
     pub fn frozen(&self) -> Self {
         Self { frozen: true, ..self.clone() }
+    }
+
+    /// Networks built from here compute in `dtype` instead of the process' type.
+    pub fn computing_in(&self, dtype: DType) -> Self {
+        Self { dtype, ..self.clone() }
+    }
+
+    /// What networks compute in. They turn their inputs into it and their results into f32 again; layers follow their inputs and round
+    /// f32 weights at use.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Linear layers built from here whose name is in the plan get a low-rank adapter, stored under its own names.

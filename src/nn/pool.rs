@@ -19,6 +19,9 @@ pub fn max_pool2d(xs: &Tensor, kernel: usize, spec: ConvSpec) -> Result<Tensor> 
     if xs.device().is_cuda() {
         return super::cuda::max_pool2d(xs, (out(height), out(width)), kernel, spec.stride, spec.padding);
     }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| max_pool2d(xs, kernel, spec));
+    }
     xs.contiguous()?.apply_op1(MaxPool { kernel, spec, size: (height, width), out: (out(height), out(width)) })
 }
 

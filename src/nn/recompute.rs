@@ -1,6 +1,5 @@
 //! Trades time for memory: parts of a network whose inner activations are computed again in the backward pass.
 
-use super::cpu;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backprop::GradStore;
@@ -91,8 +90,13 @@ where
         let Some(out) = self.out.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             bail!("a recomputed segment runs once")
         };
-        let values = cpu::read(&out)?.to_vec();
-        Ok((CpuStorage::F32(values), out.shape().clone()))
+        // A clone of the storage would keep what lies before a view.
+        let out = if out.layout().start_offset() == 0 { out } else { out.force_contiguous()? };
+        let (storage, _) = out.storage_and_layout();
+        match &*storage {
+            candle_core::Storage::Cpu(storage) => Ok((storage.clone(), out.shape().clone())),
+            _ => bail!("a recomputed segment stays on its device"),
+        }
     }
 
     #[cfg(feature = "cuda")]

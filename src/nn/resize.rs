@@ -62,6 +62,9 @@ fn check(xs: &Tensor, size: (usize, usize)) -> Result<(usize, usize)> {
 }
 
 fn resize(xs: &Tensor, rows: Axis, columns: Axis) -> Result<Tensor> {
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| resize(xs, rows, columns));
+    }
     xs.contiguous()?.apply_op1(Resize { rows, columns })
 }
 

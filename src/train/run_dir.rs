@@ -184,6 +184,7 @@ impl RunDir {
             "processors": std::thread::available_parallelism().map_or(1, usize::from),
             "cpu_features": cpu_features(),
             "device": device::name(&device::current()),
+            "dtype": device::current_dtype().as_str(),
             "inputs": inputs,
         });
         atomic::write(&self.path.join(ENVIRONMENT_FILE), format!("{facts:#}\n").as_bytes())

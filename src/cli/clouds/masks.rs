@@ -36,7 +36,7 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(args: MasksArgs) -> Result<()> {
-    args.common.compute.apply()?;
+    args.common.compute.apply_f32()?;
     let resolved = settings::resolve::<MasksConfig>("masks", &args.common.run, &args.flags)?;
     let first = args.inputs.first().map_or(String::new(), |path| path.display().to_string());
     let run = super::run_folder(&format!("masks_{}", settings::stem(&first)), &args.common.run)?;

@@ -52,7 +52,7 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(args: PretrainArgs) -> Result<()> {
-    args.common.compute.apply()?;
+    args.common.compute.apply_f32()?;
     let resume = args.resume.resume.as_ref();
     let resolved = settings::resolve::<ClipPretrainConfig>(VERB, &args.common.run, &args.flags)?;
     let config = &resolved.settings;

@@ -51,7 +51,7 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(args: PromptsArgs) -> Result<()> {
-    args.common.compute.apply()?;
+    args.common.compute.apply_f32()?;
     let resolved = settings::resolve::<PromptsConfig>("prompts", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     if args.dry_run {

@@ -65,7 +65,7 @@ struct Flags {
 
 /// Runs the verb.
 pub(super) fn run(args: RefineArgs) -> Result<()> {
-    args.common.compute.apply()?;
+    args.common.compute.apply_f32()?;
     let resolved = settings::resolve::<RefineFolderConfig>("refine", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
     config.validate()?;

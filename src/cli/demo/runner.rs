@@ -96,7 +96,7 @@ impl<'a> Demo<'a> {
     /// # Errors
     /// A folder with a demo of other settings.
     pub fn open(script: &'a Script, args: &'a DemoArgs) -> Result<Self> {
-        let (device, _) = args.common.compute.apply()?;
+        let device = args.common.compute.apply_f32()?;
         let mut given = args.common.run.clone();
         given.recipe.get_or_insert_with(|| script.recipes[usize::from(args.fast)].into());
         let recipe = given.recipe.clone();

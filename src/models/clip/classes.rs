@@ -1,7 +1,7 @@
 //! Class names as CLIP reads them: synonyms put into sentences, sentences averaged to one vector per synonym.
 
 use super::{TextTower, unit};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, device};
 use candle_core::Tensor;
 
 /// Sentences around a class name, `{}`.
@@ -76,7 +76,7 @@ pub fn class_vectors(tower: &TextTower, prompts: &[String], ids: impl Fn(&str) -
     let mut vectors = Vec::with_capacity(prompts.len().div_ceil(BATCH));
     for prompts in prompts.chunks(BATCH) {
         let ids: Vec<Vec<u32>> = prompts.iter().map(|prompt| ids(prompt)).collect::<Result<_>>()?;
-        let ids = Tensor::new(ids, &candle_core::Device::Cpu)?;
+        let ids = Tensor::new(ids, &device::current())?;
         vectors.push(unit(&tower.forward(&ids)?.detach())?);
     }
     let vectors = Tensor::cat(&vectors, 0)?;

@@ -132,7 +132,7 @@ impl Block {
         let map = self.depthwise.forward(xs)?;
         let (_, _, height, width) = map.dims4()?;
         let hidden = gelu(&self.widen.forward(&self.norm.forward(&map_to_tokens(&map)?)?)?)?; // (B, N, 4C)
-        let branch = self.narrow.forward(&hidden)?.broadcast_mul(&self.gamma)?;
+        let branch = self.narrow.forward(&hidden)?.broadcast_mul(&self.gamma.to_dtype(xs.dtype())?)?;
         let branch = tokens_to_map(&branch, (height, width))?;
         xs + pass.drop_path(&branch, self.drop_path)?
     }

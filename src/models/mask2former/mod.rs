@@ -21,7 +21,7 @@ use super::clip::VisualConfig;
 use super::segmenter::Encoder;
 use crate::base::{Error, Result};
 use crate::nn::{Builder, Init, ParamStore, Pass};
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::{DType, Result as TensorResult, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Input pixels per pixel of the smallest feature map.
@@ -94,6 +94,7 @@ pub struct Mask2FormerHead {
     decoder: TransformerDecoder,
     /// Text vector of "no object", (1, D); only with a text classifier.
     void: Option<Tensor>,
+    dtype: DType,
 }
 
 impl Mask2FormerHead {
@@ -110,6 +111,7 @@ impl Mask2FormerHead {
             pixel_decoder: PixelDecoder::new(config, channels, &head.pp("pixel_decoder"))?,
             decoder: TransformerDecoder::new(config, &head.pp("predictor"))?,
             void: config.text_width.map(void).transpose()?,
+            dtype: builder.dtype(),
         })
     }
 
@@ -126,7 +128,8 @@ impl Mask2FormerHead {
             (Some(void), Some(classes)) => Some(classes.with_void(void)?),
             (Some(_), None) => candle_core::bail!("this head compares with the vectors of class names, but none were given"),
         };
-        self.decoder.forward(&self.pixel_decoder.forward(features)?, classes.as_ref())
+        let features = features.iter().map(|map| map.to_dtype(self.dtype)).collect::<TensorResult<Vec<_>>>()?;
+        self.decoder.forward(&self.pixel_decoder.forward(&features)?, classes.as_ref())
     }
 }
 
@@ -147,6 +150,7 @@ pub struct Mask2Former {
     backbone: Box<dyn Encoder>,
     frozen: bool,
     head: Mask2FormerHead,
+    dtype: DType,
 }
 
 impl Mask2Former {
@@ -158,7 +162,7 @@ impl Mask2Former {
         let place = builder.pp("backbone").pp("clip_model").pp("visual");
         let place = if config.freeze_backbone { place.frozen() } else { place };
         let head = Mask2FormerHead::new(&config.head, config.backbone.channels(), builder)?;
-        Ok(Self { backbone: config.backbone.build(&place)?, head, frozen: config.freeze_backbone })
+        Ok(Self { backbone: config.backbone.build(&place)?, head, frozen: config.freeze_backbone, dtype: builder.dtype() })
     }
 
     /// The backbone's maps at strides 4, 8, 16, 32. Student and teacher share them where they see the same images.
@@ -166,7 +170,12 @@ impl Mask2Former {
     /// # Shapes
     /// `images` (B, 3, H, W), normalised, H and W multiples of 32 → (B, C, H/stride, W/stride)
     pub fn features(&self, images: &Tensor, pass: &Pass) -> TensorResult<Vec<Tensor>> {
-        if self.frozen { self.backbone.features(&images.detach(), &Pass::eval()) } else { self.backbone.features(images, pass) }
+        let images = images.to_dtype(self.dtype)?;
+        let maps = match self.frozen {
+            true => self.backbone.features(&images.detach(), &Pass::eval())?,
+            false => self.backbone.features(&images, pass)?,
+        };
+        maps.iter().map(|map| map.to_dtype(DType::F32)).collect()
     }
 
     /// See [`Mask2FormerHead::forward`].

@@ -7,7 +7,7 @@ use crate::models::tokens::{map_to_tokens, tokens_to_map};
 use crate::nn::{
     Builder, Conv2d, ConvSpec, GroupNorm, Init, LayerNorm, Linear, deformable_attention, relu, resize_bilinear, softmax,
 };
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::{DType, Result as TensorResult, Tensor};
 
 const GROUPS: usize = 32;
 const EPS: f64 = 1e-5;
@@ -83,7 +83,8 @@ impl PixelDecoder {
             tokens.push(map_to_tokens(&map)?);
             grid.push(size);
         }
-        let (mut tokens, positions) = (Tensor::cat(&tokens, 1)?, Tensor::cat(&positions, 1)?); // (B, N, C), (1, N, C)
+        let mut tokens = Tensor::cat(&tokens, 1)?; // (B, N, C)
+        let positions = Tensor::cat(&positions, 1)?.to_dtype(tokens.dtype())?; // (1, N, C)
         for layer in &self.layers {
             tokens = layer.forward(&tokens, &positions, &grid)?;
         }
@@ -175,7 +176,8 @@ impl EncoderLayer {
         let (batch, count, width) = xs.dims3()?;
         let (heads, levels, points) = (self.heads, grid.levels.len(), self.points);
         let query = xs.broadcast_add(positions)?;
-        let offsets = self.offsets.forward(&query)?.reshape(&[batch, count, heads, levels, points, 2])?;
+        // 16 bits are too few for a place in a map.
+        let offsets = self.offsets.forward(&query.to_dtype(DType::F32)?)?.reshape(&[batch, count, heads, levels, points, 2])?;
         let weights = self.weights.forward(&query)?.reshape((batch, count, heads, levels * points))?;
         let weights = softmax(&weights)?.reshape((batch, count, heads, levels, points))?;
         let value = self.value.forward(xs)?.reshape((batch, count, heads, width / heads))?;

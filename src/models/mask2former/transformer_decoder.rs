@@ -87,13 +87,14 @@ impl TransformerDecoder {
     pub fn forward(&self, features: &PixelFeatures, classes: Option<&TextClasses>) -> TensorResult<Vec<Prediction>> {
         let (batch, width, height, breadth) = features.mask_features.dims4()?;
         let pixels = Pixels { flat: features.mask_features.flatten_from(2)?.contiguous()?, size: (height, breadth) };
+        let dtype = features.mask_features.dtype();
         let mut levels = Vec::with_capacity(LEVELS);
         for (i, (tokens, size)) in features.memory.iter().enumerate() {
-            let value = tokens.broadcast_add(&self.level_embed.narrow(0, i, 1)?)?; // (B, N, C)
-            let key = value.broadcast_add(&sine_positions(*size, width, value.device())?)?;
+            let value = tokens.broadcast_add(&self.level_embed.narrow(0, i, 1)?.to_dtype(dtype)?)?; // (B, N, C)
+            let key = value.broadcast_add(&sine_positions(*size, width, value.device())?.to_dtype(dtype)?)?;
             levels.push((key, value, *size));
         }
-        let repeated = |t: &Tensor| t.unsqueeze(0)?.broadcast_as((batch, t.dim(0)?, width))?.contiguous();
+        let repeated = |t: &Tensor| t.to_dtype(dtype)?.unsqueeze(0)?.broadcast_as((batch, t.dim(0)?, width))?.contiguous();
         let (mut queries, position) = (repeated(&self.query_content)?, repeated(&self.query_position)?); // (B, Q, C)
         let mut predictions = vec![self.predict(&queries, &pixels, classes)?];
         for (i, layer) in self.layers.iter().enumerate() {
@@ -108,8 +109,8 @@ impl TransformerDecoder {
     fn predict(&self, queries: &Tensor, pixels: &Pixels, classes: Option<&TextClasses>) -> TensorResult<Prediction> {
         let normed = self.norm.forward(queries)?;
         let (batch, count, _) = normed.dims3()?;
-        let masks = self.mask_embed.forward(&normed)?.matmul(&pixels.flat)?; // (B, Q, h·w)
-        let logits = self.classifier.forward(&normed, &masks, pixels, classes)?;
+        let masks = self.mask_embed.forward(&normed)?.matmul(&pixels.flat)?.to_dtype(DType::F32)?; // (B, Q, h·w)
+        let logits = self.classifier.forward(&normed, &masks, pixels, classes)?.to_dtype(DType::F32)?;
         Ok(Prediction { logits, masks: masks.reshape((batch, count, pixels.size.0, pixels.size.1))? })
     }
 }
@@ -253,7 +254,9 @@ impl TextClassifier {
     fn forward(&self, queries: &Tensor, masks: &Tensor, pixels: &Pixels, classes: &TextClasses) -> TensorResult<Tensor> {
         let inside = masks.detach().gt(0.0)?.to_dtype(DType::F32)?; // (B, Q, h·w)
         let share = inside.broadcast_div(&(inside.sum_keepdim(D::Minus1)? + 1e-8)?)?;
-        let pooled = share.matmul(&pixels.flat.transpose(1, 2)?.contiguous()?)?; // (B, Q, C)
+        // Cosines in f32.
+        let (queries, flat) = (&queries.to_dtype(DType::F32)?, pixels.flat.to_dtype(DType::F32)?);
+        let pooled = share.matmul(&flat.transpose(1, 2)?.contiguous()?)?; // (B, Q, C)
         let pooled = self.pooled.forward(&self.pooled_norm.forward(&pooled)?)?;
         let embedding = unit(&self.embed.forward(&(pooled + queries)?)?)?;
         let cosines = linear(&embedding, &classes.vectors, None)?; // (B, Q, S + 1)

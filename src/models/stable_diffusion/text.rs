@@ -4,7 +4,7 @@ use super::config::{TextActivation, TextConfig};
 use crate::base::Result;
 use crate::models::projected_attention::ProjectedAttention;
 use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, gelu, quick_gelu};
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::{DType, Result as TensorResult, Tensor};
 
 /// Causal self-attention and a feed-forward layer, each behind a norm and beside a residual.
 #[derive(Debug)]
@@ -55,6 +55,7 @@ pub struct TextEncoder {
     positions: Embedding,
     layers: Vec<Layer>,
     final_norm: LayerNorm,
+    dtype: DType,
 }
 
 impl TextEncoder {
@@ -72,6 +73,7 @@ impl TextEncoder {
             positions: table(config.max_position_embeddings, "position_embedding")?,
             layers: (0..config.num_hidden_layers).map(|i| Layer::new(config, &layers.pp(i))).collect::<Result<_>>()?,
             final_norm: LayerNorm::new(dim, config.layer_norm_eps, &builder.pp("final_layer_norm"))?,
+            dtype: builder.dtype(),
         })
     }
 
@@ -81,10 +83,10 @@ impl TextEncoder {
     /// `ids` (B, T) u32, T ≤ `max_position_embeddings` → (B, T, D)
     pub fn forward(&self, ids: &Tensor) -> TensorResult<Tensor> {
         let positions = Tensor::arange(0u32, ids.dim(1)? as u32, ids.device())?;
-        let mut xs = self.tokens.forward(ids)?.broadcast_add(&self.positions.forward(&positions)?)?;
+        let mut xs = self.tokens.forward(ids)?.broadcast_add(&self.positions.forward(&positions)?)?.to_dtype(self.dtype)?;
         for layer in &self.layers {
             xs = layer.forward(&xs)?;
         }
-        self.final_norm.forward(&xs)
+        self.final_norm.forward(&xs)?.to_dtype(DType::F32)
     }
 }

@@ -5,7 +5,7 @@ use super::config::UNetConfig;
 use super::transformer::{SpatialTransformer, TransformerSpec};
 use crate::base::Result;
 use crate::nn::{Builder, Conv2d, GroupNorm, Linear, Recompute, silu};
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::{DType, Result as TensorResult, Tensor};
 use std::sync::Arc;
 
 /// Sinusoids of the timestep and two linear layers.
@@ -112,6 +112,7 @@ pub struct UNet {
     up: Vec<(Level, Option<Upsample>)>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
+    dtype: DType,
 }
 
 impl UNet {
@@ -134,6 +135,7 @@ impl UNet {
             up,
             norm_out: norm.build(channels[0], &builder.pp("conv_norm_out"))?,
             conv_out: conv3x3(channels[0], config.out_channels, &builder.pp("conv_out"))?,
+            dtype: builder.dtype(),
         })
     }
 
@@ -199,8 +201,9 @@ impl UNet {
     }
 
     fn run(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor, step: &RunStage) -> TensorResult<Tensor> {
-        let time = self.time_embedding.forward(timesteps)?;
-        let mut xs = self.conv_in.forward(latents)?;
+        let time = self.time_embedding.forward(timesteps)?.to_dtype(self.dtype)?;
+        let context = &context.to_dtype(self.dtype)?;
+        let mut xs = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
         let mut skips = vec![xs.clone()];
         for (level, sampler) in &self.down {
             for stage in &level.0 {
@@ -226,7 +229,7 @@ impl UNet {
                 xs = sampler.forward(&xs, (height, width))?;
             }
         }
-        self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)
+        self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)?.to_dtype(DType::F32)
     }
 }
 

@@ -5,7 +5,7 @@ use super::config::VaeConfig;
 use crate::base::Result;
 use crate::models::tokens::{map_to_tokens, tokens_to_map};
 use crate::nn::{Builder, Conv2d, GroupNorm, Linear, attention};
-use candle_core::{Result as TensorResult, Tensor};
+use candle_core::{DType, Result as TensorResult, Tensor};
 
 fn norm(config: &VaeConfig) -> NormSpec {
     NormSpec { groups: config.norm_num_groups, eps: 1e-6 }
@@ -201,6 +201,7 @@ pub struct Vae {
     decoder: Decoder,
     latent_channels: usize,
     scaling_factor: f64,
+    dtype: DType,
 }
 
 impl Vae {
@@ -218,6 +219,7 @@ impl Vae {
             decoder: Decoder::new(config, &builder.pp("decoder"))?,
             latent_channels: latent,
             scaling_factor: config.scaling_factor,
+            dtype: builder.dtype(),
         })
     }
 
@@ -234,7 +236,7 @@ impl Vae {
     /// # Shapes
     /// `images` (B, 3, H, W) in −1…1, sides divisible by 8 → moments (B, 4, H/8, W/8)
     pub fn encode(&self, images: &Tensor) -> TensorResult<Moments> {
-        let moments = self.quant.forward(&self.encoder.forward(images)?)?;
+        let moments = self.quant.forward(&self.encoder.forward(&images.to_dtype(self.dtype)?)?)?.to_dtype(DType::F32)?;
         let halves = moments.chunk(2, 1)?;
         Ok(Moments { mean: halves[0].contiguous()?, logvar: halves[1].contiguous()?.clamp(-30f32, 20f32)? })
     }
@@ -242,6 +244,6 @@ impl Vae {
     /// # Shapes
     /// `latents` (B, 4, h, w), unscaled → images (B, 3, 8h, 8w), about −1…1
     pub fn decode(&self, latents: &Tensor) -> TensorResult<Tensor> {
-        self.decoder.forward(&self.post_quant.forward(latents)?)
+        self.decoder.forward(&self.post_quant.forward(&latents.to_dtype(self.dtype)?)?)?.to_dtype(DType::F32)
     }
 }

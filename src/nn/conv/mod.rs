@@ -9,7 +9,7 @@ mod plain_sum;
 mod plane;
 mod winograd;
 
-use super::{Builder, Init};
+use super::{Builder, Init, cpu};
 use crate::base::Result;
 use candle_core::{Result as TensorResult, Tensor};
 use op::Convolution;
@@ -47,6 +47,9 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, spec: ConvSpe
         let sizes = Sizes::new(xs.dims(), weight.dims(), spec)?;
         sizes.check_bias(bias.map(Tensor::elem_count))?;
         return super::cuda::conv2d(&xs, &weight, bias, sizes);
+    }
+    if cpu::is_narrow(&xs) {
+        return cpu::rounded([&xs, &weight.to_dtype(xs.dtype())?], |[xs, weight]| conv2d(xs, weight, bias, spec));
     }
     match bias {
         Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Convolution(spec)),

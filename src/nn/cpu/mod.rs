@@ -4,7 +4,7 @@
 //! thread, and partial sums are added in the order of chunks. Operations are candle `CustomOp`s with a `cpu_fwd` only;
 //! on another device candle reports that the operation has no implementation there.
 
-use candle_core::Tensor;
+use candle_core::{DType, Result, Tensor};
 
 mod buffer;
 mod matmul;
@@ -19,6 +19,18 @@ pub use sliding::{CORRELATE, SLIDE_ROWS, correlate_rows, slide_rows};
 
 /// Values per chunk of elementwise work: small enough for the first-level cache, large enough to pay for scheduling.
 pub const CHUNK: usize = 8192;
+
+/// An operation on bf16, computed in f32 and rounded at the end. Nobody should train so: models compute in bf16 on GPUs, and this
+/// lets tests run them without one.
+pub fn rounded<const N: usize>(args: [&Tensor; N], op: impl FnOnce([&Tensor; N]) -> Result<Tensor>) -> Result<Tensor> {
+    let wide = args.iter().map(|arg| arg.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+    op(std::array::from_fn(|i| &wide[i]))?.to_dtype(DType::BF16)
+}
+
+/// True for what only GPUs compute with as it is; see [`rounded`].
+pub fn is_narrow(tensor: &Tensor) -> bool {
+    tensor.dtype() == DType::BF16
+}
 
 /// Gradients of an operation with three arguments; `None` for those nobody asked for.
 pub type Gradients3 = (Option<Tensor>, Option<Tensor>, Option<Tensor>);

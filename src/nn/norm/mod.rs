@@ -3,7 +3,7 @@
 mod batch;
 mod rows;
 
-use super::{Builder, Init, Pass};
+use super::{Builder, Init, Pass, cpu};
 use crate::base::Result;
 use batch::{BatchNormOp, batch_statistics};
 use candle_core::{Result as TensorResult, Tensor, Var};
@@ -39,6 +39,9 @@ pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) 
         LayerNormOp::check(xs.dims(), weight.elem_count(), bias.elem_count())?;
         return super::cuda::layer_norm(xs, weight, bias, eps);
     }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| layer_norm(xs, weight, bias, eps));
+    }
     xs.contiguous()?.apply_op3(weight, bias, LayerNormOp { eps })
 }
 
@@ -48,6 +51,9 @@ pub(super) fn group_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupN
     if xs.device().is_cuda() {
         op.sizes(xs.dims(), weight.elem_count(), bias.elem_count())?;
         return super::cuda::group_norm(xs, weight, bias, op.groups, op.eps, op.silu);
+    }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| group_norm(xs, weight, bias, op));
     }
     xs.contiguous()?.apply_op3(weight, bias, op)
 }
@@ -61,6 +67,9 @@ pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, 
     if xs.device().is_cuda() {
         let statistics = super::cuda::batch_statistics(xs)?;
         return cut(super::cuda::batch_norm(xs, weight, bias, statistics, eps, true)?, ceiling);
+    }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| batch_norm(xs, weight, bias, eps));
     }
     let (mean, variance) = batch_statistics(xs)?;
     xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true, ceiling })
@@ -175,6 +184,9 @@ impl BatchNorm2d {
         #[cfg(feature = "cuda")]
         if xs.device().is_cuda() {
             return cut(self.forward_on_gpu(xs, of_batch, count)?, ceiling);
+        }
+        if cpu::is_narrow(xs) {
+            return cpu::rounded([xs], |[xs]| self.forward(xs, pass));
         }
         let (mean, variance) = if of_batch {
             let (mean, variance) = batch_statistics(xs)?;
