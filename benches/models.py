@@ -1,7 +1,8 @@
 """PyTorch's times for the rows of benches/models.rs: same names, sizes, columns. python benches/models.py [FILTER]
 
 Segmenters come from tests/golden/seg.py, the networks of Stable Diffusion from diffusers, transformers and peft, the others from
-open_clip and segment-anything. DEVICE=cuda computes on a GPU; COMPILE=1 compiles forward passes and steps; two threads.
+open_clip and segment-anything. DEVICE=cuda computes on a GPU; COMPILE=1 compiles forward passes and steps; DTYPE=bf16 computes forward
+passes with weights in bf16 and steps under autocast with weights in f32; two threads.
 """
 import os
 import resource
@@ -21,6 +22,8 @@ device = os.environ.get("DEVICE", "cpu")
 gpu = device != "cpu"
 torch.set_default_device(device)
 compiled = torch.compile if os.environ.get("COMPILE") else lambda call: call
+narrow = os.environ.get("DTYPE") == "bf16"
+torch.set_default_dtype(torch.bfloat16 if narrow else torch.float32)
 
 
 def wait():
@@ -50,6 +53,9 @@ def row(name, build, run, loss=None, lora=False):
     times = timed(forward, 1.5, 2)
     step_times = (float("nan"),) * 2
     if loss:
+        if narrow:
+            torch.set_default_dtype(torch.float32)
+            model = build()
         if lora:
             from peft import LoraConfig
 
@@ -60,11 +66,14 @@ def row(name, build, run, loss=None, lora=False):
 
         def step():
             optimizer.zero_grad()
-            loss(run(model)).backward()
+            with torch.autocast(device, torch.bfloat16, enabled=narrow):
+                value = loss(run(model))
+            value.backward()
             optimizer.step()
             wait()
 
         step_times = timed(step, 1.5, 2)
+    torch.set_default_dtype(torch.bfloat16 if narrow else torch.float32)
     print(name, *(f"{t:.1f}" for t in (*times, *step_times)), f"{peak_mib():.0f}", sep="\t", flush=True)
 
 

@@ -6,7 +6,7 @@
 
 mod timing;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use datum::base::device::{self, DeviceChoice};
 use datum::base::{Error, Result, Rng, heap};
 use datum::models::clip::ClipConfig;
@@ -204,13 +204,36 @@ fn small_unet() -> UNetConfig {
     }
 }
 
+/// The self-test of `datum doctor`, so that one program is enough on the machine with the GPU.
+fn self_test(device: &Device) -> Result<()> {
+    let rows = datum::nn::self_test::run(device)?;
+    for row in &rows {
+        let verdict = if row.ok() { "ok" } else { "WRONG" };
+        println!(
+            "{:<28}{:<6}{:>9.1e} of {:<7.0e}{:>10.3} ms  {verdict}",
+            row.op, row.dtype, row.error, row.tolerance, row.milliseconds
+        );
+    }
+    match rows.iter().filter(|row| !row.ok()).count() {
+        0 => Ok(()),
+        wrong => Err(Error::environment(format!("{wrong} of {} operations are wrong", rows.len()), "see the lines above")),
+    }
+}
+
 fn main() -> Result<()> {
     datum::base::heap::keep_pages();
     datum::base::threads::share_processors();
     let named = std::env::var("DEVICE").map_or(Ok(DeviceChoice::Cpu), |name| name.parse());
     let device = named.map_err(|e| Error::Usage(format!("DEVICE: {e}")))?;
     let device = device.open()?.device;
-    device::make_current(&device, DType::F32);
+    let narrow = std::env::var("DTYPE").is_ok_and(|name| name == "bf16");
+    if narrow && device.is_cpu() {
+        return Err(Error::Usage("DTYPE=bf16 is for GPUs".into()));
+    }
+    device::make_current(&device, if narrow { DType::BF16 } else { DType::F32 });
+    if std::env::var_os("SELF_TEST").is_some() {
+        return self_test(&device);
+    }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
     let bench = Bench { filter, list: std::env::var_os("LIST").is_some(), gpu: !device.is_cpu() };
     bench.segmenters()?;

@@ -6,7 +6,7 @@
 #   --check  only check the Rust code, without nvcc (minutes instead of tens of minutes)
 #   --dev    build with the dev profile instead of release
 #
-# Leaves what to carry to the machine with the GPU in target/cuda/carry: `datum`, and `models` for scripts/measure-gpu.sh.
+# Leaves what to carry to the machine with the GPU in target/cuda/carry: `datum`, and `models`, all that scripts/measure-gpu.sh needs.
 #
 # CUDA_COMPUTE_CAP   kernels of candle for this GPU generation: 90 for H100 and H200 only (default), 80 for all since A100
 # CARGO_TARGET_DIR   where to build (default: target/cuda/build)

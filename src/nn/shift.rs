@@ -18,6 +18,9 @@ pub fn shift_planes(xs: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let ones = vec![1; dims.len() - 2];
         return xs.broadcast_add(&shift.reshape([&dims[..2], &ones].concat())?);
     }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs, shift], |[xs, shift]| shift_planes(xs, shift));
+    }
     xs.contiguous()?.apply_op2(&shift.contiguous()?, ShiftPlanes)
 }
 

@@ -24,6 +24,9 @@ pub fn swap_axes(xs: &Tensor, sizes: [usize; 4], shape: impl Into<Shape>) -> Res
     if xs.device().is_cuda() {
         return xs.reshape(&sizes[..])?.transpose(1, 2)?.contiguous()?.reshape(shape);
     }
+    if cpu::is_narrow(xs) {
+        return cpu::rounded([xs], |[xs]| swap_axes(xs, sizes, shape));
+    }
     xs.contiguous()?.apply_op1(Swap { sizes, shape })
 }
 

@@ -69,7 +69,7 @@ pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, 
         return cut(super::cuda::batch_norm(xs, weight, bias, statistics, eps, true)?, ceiling);
     }
     if cpu::is_narrow(xs) {
-        return cpu::rounded([xs], |[xs]| batch_norm(xs, weight, bias, eps));
+        return cpu::rounded([xs], |[xs]| batch_norm(xs, weight, bias, eps, ceiling));
     }
     let (mean, variance) = batch_statistics(xs)?;
     xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true, ceiling })
@@ -186,7 +186,7 @@ impl BatchNorm2d {
             return cut(self.forward_on_gpu(xs, of_batch, count)?, ceiling);
         }
         if cpu::is_narrow(xs) {
-            return cpu::rounded([xs], |[xs]| self.forward(xs, pass));
+            return cpu::rounded([xs], |[xs]| self.apply(xs, pass, ceiling));
         }
         let (mean, variance) = if of_batch {
             let (mean, variance) = batch_statistics(xs)?;
