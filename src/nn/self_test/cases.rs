@@ -242,14 +242,8 @@ fn masks() -> Vec<Case> {
                 &[&[2, 672, 2, 32], &[2, 100, 2, 2, 4, 2], &[2, 100, 2, 2, 4]],
             ],
             1,
-            |a| {
-                let (levels, references) = grid(a)?;
-                nn::deformable_attention(&a[0], &a[1], &a[2], levels, &references)
-            },
-            |a| {
-                let (levels, references) = grid(a)?;
-                reference::deformable_attention(&a[0], &a[1], &a[2], levels, &references)
-            },
+            |a| nn::deformable_attention(&a[0], &a[1], &a[2], levels(a)?, &references(a)?),
+            |a| reference::deformable_attention(&a[0], &a[1], &a[2], levels(a)?, &references(a)?),
         ),
         case(
             "samples at points",
@@ -281,12 +275,15 @@ fn bias(arguments: &[Tensor]) -> Result<Tensor> {
     Tensor::from_vec(values, shape, arguments[0].device())
 }
 
-/// Levels for values (B, N, heads, d), and points of reference. These times a size is exact, so that f32 and f64 find the same
-/// pixels: slopes jump between them.
-fn grid(arguments: &[Tensor]) -> Result<(&'static [(usize, usize)], Vec<f32>)> {
-    let levels: &[_] = if arguments[0].dim(1)? == 47 { &[(5, 7), (3, 4)] } else { &[(16, 32), (8, 20)] };
-    let references = uniform("references", 2 * arguments[1].dim(1)?).iter().map(|x| (x * 64.0).round() / 64.0).collect();
-    Ok((levels, references))
+/// Sizes of levels for values (B, N, heads, d).
+fn levels(arguments: &[Tensor]) -> Result<&'static [(usize, usize)]> {
+    Ok(if arguments[0].dim(1)? == 47 { &[(5, 7), (3, 4)] } else { &[(16, 32), (8, 20)] })
+}
+
+/// A point for each query, for offsets (B, Q, …). Times a size it is exact, so that f32 and f64 find the same pixels: slopes
+/// jump between them.
+fn references(arguments: &[Tensor]) -> Result<Vec<f32>> {
+    Ok(uniform("references", 2 * arguments[1].dim(1)?).iter().map(|x| (x * 64.0).round() / 64.0).collect())
 }
 
 /// Labels of which some are ignored, and weights, on the device of the logits (B, K, H, W).
