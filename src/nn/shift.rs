@@ -10,8 +10,8 @@ use rayon::prelude::*;
 /// `xs` (B, C, …), `shift` (B, C) → as `xs`
 pub fn shift_planes(xs: &Tensor, shift: &Tensor) -> Result<Tensor> {
     let dims = xs.dims();
-    if dims.len() < 2 || shift.dims() != &dims[..2] || xs.elem_count() == 0 {
-        bail!("shift_planes: inputs {dims:?}, shift {:?}", shift.dims())
+    if dims.len() < 2 || shift.dims() != &dims[..2] || xs.elem_count() == 0 || shift.dtype() != xs.dtype() {
+        bail!("shift_planes: inputs {dims:?} in {:?}, shift {:?} in {:?}", xs.dtype(), shift.dims(), shift.dtype())
     }
     #[cfg(feature = "cuda")]
     if xs.device().is_cuda() {

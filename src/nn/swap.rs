@@ -68,7 +68,7 @@ impl CustomOp1 for Swap {
     fn bwd(&self, arg: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let gradient = cpu::contiguous_gradient(gradient)?;
         let [outer, a, b, inner] = self.sizes;
-        cpu::tensor(swapped(&*cpu::read(&gradient)?, [outer, b, a, inner]), arg.shape()).map(Some)
+        cpu::tensor(swapped(&cpu::read(&gradient)?, [outer, b, a, inner]), arg.shape()).map(Some)
     }
 }
 
