@@ -18,7 +18,7 @@ import time
 
 FEW, MANY = 2, 8
 HERE = os.path.dirname(os.path.abspath(__file__))
-TOKENIZER = os.path.join(HERE, "../tests/golden/sd_folder/now/tokenizer")
+SMALL = os.path.join(HERE, "../tests/golden/sd_folder/now")
 
 
 def save(folder):
@@ -38,7 +38,46 @@ def save(folder):
         vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
         bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)).save_pretrained(f"{folder}/text_encoder")
     EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(f"{folder}/scheduler")
-    shutil.copytree(TOKENIZER, f"{folder}/tokenizer")
+    shutil.copytree(f"{SMALL}/tokenizer", f"{folder}/tokenizer")
+    shutil.copy(f"{SMALL}/model_index.json", folder)
+
+
+def published_names():
+    """Beginnings of a U-Net's names in diffusers and in the published checkpoints, which stable-diffusion.cpp reads."""
+    names = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
+             "conv_norm_out": "out.0", "conv_out": "out.2", "mid_block.attentions.0": "middle_block.1",
+             "mid_block.resnets.0": "middle_block.0", "mid_block.resnets.1": "middle_block.2"}
+    for level in range(4):
+        for block in range(3):
+            if block < 2:
+                names[f"down_blocks.{level}.resnets.{block}"] = f"input_blocks.{3 * level + block + 1}.0"
+                names[f"down_blocks.{level}.attentions.{block}"] = f"input_blocks.{3 * level + block + 1}.1"
+            names[f"up_blocks.{level}.resnets.{block}"] = f"output_blocks.{3 * level + block}.0"
+            names[f"up_blocks.{level}.attentions.{block}"] = f"output_blocks.{3 * level + block}.1"
+        names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{3 * level + 3}.0.op"
+        names[f"up_blocks.{level}.upsamplers.0"] = f"output_blocks.{3 * level + 2}.{1 if level == 0 else 2}"
+    return names
+
+
+INNER = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
+         "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+
+
+def publish(folder):
+    """U-Net and text encoder once more, in one file and under the names of the published checkpoints."""
+    from safetensors.torch import load_file, save_file
+
+    starts, renamed = published_names(), {}
+    for name, tensor in load_file(f"{folder}/unet/diffusion_pytorch_model.safetensors").items():
+        start = next(start for start in starts if name.startswith(start + "."))
+        rest = name[len(start) + 1 :]
+        if ".resnets." in name:
+            part, kind = rest.rsplit(".", 1)
+            rest = f"{INNER[part]}.{kind}"
+        renamed[f"model.diffusion_model.{starts[start]}.{rest}"] = tensor
+    for name, tensor in load_file(f"{folder}/text_encoder/model.safetensors").items():
+        renamed["cond_stage_model.transformer.text_model." + name.removeprefix("text_model.")] = tensor
+    save_file(renamed, f"{folder}/published.safetensors")
 
 
 def sample_diffusers(folder, side, steps):
@@ -63,7 +102,9 @@ def sample_diffusers(folder, side, steps):
 def sample_cpp(folder, side, steps):
     from cyllama import sd
 
-    parameters = sd.SDContextParams(model_path=folder, n_threads=2, wtype=sd.SDType.F32)
+    parameters = sd.SDContextParams(
+        model_path=f"{folder}/published.safetensors", vae_path=f"{folder}/vae/diffusion_pytorch_model.safetensors",
+        n_threads=2, wtype=sd.SDType.F32)
     context = sd.SDContext(parameters)
     context.generate(
         prompt="a photo of a street", width=side, height=side, seed=0, sample_steps=steps, cfg_scale=1.0,
@@ -92,6 +133,7 @@ def main(datum, side=256, rounds=3):
     times, peaks = {name: [] for name in programs}, {}
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
+        publish(folder)
         with open(f"{folder}/prompts.txt", "w") as file:
             file.write("a photo of a street\n")
         for _ in range(rounds):
