@@ -132,8 +132,8 @@ def main(datum, side=256, rounds=3):
     programs = ["datum", "diffusers", "cpp"]
     times, peaks = {name: [] for name in programs}, {}
     with tempfile.TemporaryDirectory() as folder:
-        save(folder)
-        publish(folder)
+        # In a process of its own: programs would inherit this one's peak of memory.
+        subprocess.run([sys.executable, os.path.abspath(__file__), "--only", "save", folder], check=True)
         with open(f"{folder}/prompts.txt", "w") as file:
             file.write("a photo of a street\n")
         for _ in range(rounds):
@@ -149,7 +149,10 @@ def main(datum, side=256, rounds=3):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--only"]:
+    if sys.argv[1:3] == ["--only", "save"]:
+        save(sys.argv[3])
+        publish(sys.argv[3])
+    elif sys.argv[1:2] == ["--only"]:
         program, folder, side, steps = sys.argv[2:]
         (sample_cpp if program == "cpp" else sample_diffusers)(folder, int(side), int(steps))
     elif len(sys.argv) > 1:
