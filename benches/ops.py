@@ -42,6 +42,12 @@ conv("conv3x3 1280ch 16x16", (1, 1280, 16, 16), (1280, 1280, 3, 3), 1, 1)
 conv("conv3x3 1280ch 8x8", (1, 1280, 8, 8), (1280, 1280, 3, 3), 1, 1)
 conv("conv3x3 64ch 40x40", (1, 64, 40, 40), (64, 64, 3, 3), 1, 1)
 conv("conv3x3 128ch 20x20", (1, 128, 20, 20), (128, 128, 3, 3), 1, 1)
+for name, channels, height, width in [
+    ("conv3x3 64ch 16x32 b32", 64, 16, 32),
+    ("conv3x3 128ch 8x16 b32", 128, 8, 16),
+    ("conv3x3 128ch 4x8 b32", 128, 4, 8),
+]:
+    conv(name, (32, channels, height, width), (channels, channels, 3, 3), 1, 1)
 conv("conv3x3 320ch 64x64 s2", xs, weight, 2, 1)
 conv("conv3x3 128ch 256x256", (1, 128, 256, 256), (128, 128, 3, 3), 1, 1)
 conv("conv1x1 320ch 64x64", xs, (320, 320, 1, 1))
@@ -65,6 +71,10 @@ attention("attention 4096 tok 8x40", 8, 4096, 4096, 40)
 attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)
 attention("attention 4096x77 8x40", 8, 4096, 77, 40)
 attention("attention 4096 tok 1x512", 1, 4096, 4096, 512)
+tokens = (32, 4, 512, 16)
+row("attention 512 tok 4x16 b32", [tokens] * 3, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.25))
+row("linear 16384x64->512", [(16384, 64), (512, 64), (512,)], F.linear)
+row("linear 16384x64->64", [(16384, 64), (64, 64), (64,)], F.linear)
 w, b = torch.ones(320, requires_grad=True), torch.zeros(320, requires_grad=True)
 row("group norm 32g 320ch 64x64", [xs], lambda x: F.group_norm(x, 32, w, b))
 row("group norm silu 320ch 64x64", [xs], lambda x: F.silu(F.group_norm(x, 32, w, b)))

@@ -60,6 +60,11 @@ fn main() -> Result<()> {
     bench.attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)?;
     bench.attention("attention 4096x77 8x40", 8, 4096, 77, 40)?;
     bench.attention("attention 4096 tok 1x512", 1, 4096, 4096, 512)?;
+    bench.row("attention 512 tok 4x16 b32", &[&[32, 4, 512, 16], &[32, 4, 512, 16], &[32, 4, 512, 16]], |a| {
+        nn::attention(&a[0], &a[1], &a[2], 0.25, false)
+    })?;
+    bench.row("linear 16384x64->512", &[&[16384, 64], &[512, 64], &[512]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
+    bench.row("linear 16384x64->64", &[&[16384, 64], &[64, 64], &[64]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
     norms(&bench)?;
     bench.row("softmax 8x4096x1024", &[&[8, 4096, 1024]], |a| nn::softmax(&a[0]))?;
     bench.row("gelu 4096x1280", &[&[4096, 1280]], |a| nn::gelu(&a[0]))?;
@@ -87,6 +92,11 @@ fn convolutions(bench: &Bench) -> Result<()> {
     bench.conv("conv3x3 1280ch 8x8", &[1, 1280, 8, 8], &[1280, 1280, 3, 3], spec(1, 1, 1, 1))?;
     bench.conv("conv3x3 64ch 40x40", &[1, 64, 40, 40], &[64, 64, 3, 3], spec(1, 1, 1, 1))?;
     bench.conv("conv3x3 128ch 20x20", &[1, 128, 20, 20], &[128, 128, 3, 3], spec(1, 1, 1, 1))?;
+    for (name, channels, height, width) in
+        [("conv3x3 64ch 16x32 b32", 64, 16, 32), ("conv3x3 128ch 8x16 b32", 128, 8, 16), ("conv3x3 128ch 4x8 b32", 128, 4, 8)]
+    {
+        bench.conv(name, &[32, channels, height, width], &[channels, channels, 3, 3], spec(1, 1, 1, 1))?;
+    }
     bench.conv("conv3x3 320ch 64x64 s2", &xs, &weight, spec(2, 1, 1, 1))?;
     bench.conv("conv3x3 128ch 256x256", &[1, 128, 256, 256], &[128, 128, 3, 3], spec(1, 1, 1, 1))?;
     bench.conv("conv1x1 320ch 64x64", &xs, &[320, 320, 1, 1], spec(1, 0, 1, 1))?;

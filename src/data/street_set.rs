@@ -54,13 +54,15 @@ pub struct StreetSet {
     pub look: Vec<String>,
     /// Share of scenes that are about one kind of thing, near the camera, 0 to 1; for teaching text-to-image models.
     pub focus: f64,
+    /// Share of those in which one thing fills much of the picture, 0 to 1.
+    pub close_up: f64,
     /// Seed of all scenes.
     pub seed: u64,
 }
 
 impl Default for StreetSet {
     fn default() -> Self {
-        Self { count: 500, width: 512, height: 256, look: vec![Look::Day.name().into()], focus: 0.0, seed: 0 }
+        Self { count: 500, width: 512, height: 256, look: vec![Look::Day.name().into()], focus: 0.0, close_up: 0.0, seed: 0 }
     }
 }
 
@@ -89,6 +91,8 @@ struct Rendering {
     height: usize,
     #[serde(default)]
     focus: f64,
+    #[serde(default)]
+    close_up: f64,
     /// BLAKE3 of the picture and of its label map.
     blake3: String,
     label_blake3: String,
@@ -118,19 +122,21 @@ impl StreetSet {
         let Some(folder) = folder.filter(|folder| Self::is_begun(folder)) else { return Ok(()) };
         let (records, _) = manifest::read::<Rendering>(&folder.join(MANIFEST))?;
         let fits = |record: &&Rendering| {
-            (record.seed, record.width, record.height, record.focus) == (self.seed, self.width, self.height, self.focus)
+            (record.seed, record.width, record.height) == (self.seed, self.width, self.height)
+                && (record.focus, record.close_up) == (self.focus, self.close_up)
                 && record.look == look_of(&looks, record.index).name()
         };
         match records.iter().find(|record| !fits(record)) {
             None => Ok(()),
             Some(other) => Err(Error::Usage(format!(
-                "{} holds scenes of other settings: seed {}, {}x{}, focus {}, scene {} by the look `{}`\n  next: choose another `--output`, \
+                "{} holds scenes of other settings: seed {}, {}x{}, focus {}, close-up {}, scene {} by the look `{}`\n  next: choose another `--output`, \
                  or give the same settings to add scenes",
                 folder.display(),
                 other.seed,
                 other.width,
                 other.height,
                 other.focus,
+                other.close_up,
                 other.index,
                 other.look
             ))),
@@ -191,8 +197,10 @@ impl StreetSet {
                 )));
             }
         }
-        if !(0.0..=1.0).contains(&self.focus) {
-            return Err(Error::Usage(format!("--focus {}: expected a share from 0 to 1", self.focus)));
+        for (flag, share) in [("--focus", self.focus), ("--close-up", self.close_up)] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(Error::Usage(format!("{flag} {share}: expected a share from 0 to 1")));
+            }
         }
         if self.count == 0 || self.count > MOST {
             return Err(Error::Usage(format!("--count {}: expected 1 to {MOST}\n  next: give the number of scenes", self.count)));
@@ -223,7 +231,7 @@ impl<'a> Job<'a> {
         let look = look_of(&self.looks, index);
         let scene = match focus::drawn(set.seed, index, set.focus) {
             None => Scene::new(set.seed, index),
-            Some(kind) => Scene::about(set.seed, index, kind),
+            Some(kind) => Scene::about(set.seed, index, kind, set.close_up),
         };
         let Rendered { image, labels, captions, things } = scene.render((set.height, set.width), look);
         let (file, label) = (format!("{IMAGES}/{index:06}.png"), format!("{LABELS}/{index:06}.png"));
@@ -240,6 +248,7 @@ impl<'a> Job<'a> {
             width: set.width,
             height: set.height,
             focus: set.focus,
+            close_up: set.close_up,
             blake3: hash::file(&image_path)?,
             label_blake3: hash::file(&label_path)?,
             captions,

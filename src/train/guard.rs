@@ -15,7 +15,7 @@ const MOVING_RATE: f64 = 1e-6;
 /// Whether a parameter changes nothing by design: the same vector on all keys adds the same to all scores of a query, which the
 /// softmax takes away. Its gradient is rounding, too small to move a value of any size.
 fn cancels(name: &str) -> bool {
-    name.ends_with("k_proj.bias") || name.ends_with("key.bias")
+    ["k_proj.bias", "key.bias", "to_k.bias"].iter().any(|ending| name.ends_with(ending))
 }
 
 /// Watches the first steps of one training. Costs one pass over the parameters at the start and one at the check.
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_bias_of_keys_may_stay() {
-        let mut optimizer = optimizer(&["attn.q_proj.bias", "attn.zeroed.k_proj.bias"]);
+        let mut optimizer = optimizer(&["attn.q_proj.bias", "attn.zeroed.k_proj.bias", "attn.zeroed.to_k.bias"]);
         let mut guard = Guard::new(optimizer.parameters(), |_| false).unwrap();
         let gradients = step(&mut optimizer, 1e-3);
         guard.after_step(&gradients, 1e-3, optimizer.parameters()).unwrap();

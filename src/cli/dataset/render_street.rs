@@ -54,6 +54,9 @@ struct Flags {
     /// Share of quiet scenes about one kind of thing, near the camera, for teaching text-to-image models, 0 to 1 [default: 0]
     #[arg(long, value_name = "SHARE")]
     focus: Option<f64>,
+    /// Share of those in which one thing fills much of the picture, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    close_up: Option<f64>,
 }
 
 /// Reads `512x256`: width, then height.

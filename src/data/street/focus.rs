@@ -3,6 +3,7 @@
 
 use super::layout::{Scene, chance, pick};
 use super::material::Signal;
+use super::model::class;
 use super::traffic::User;
 use crate::base::Rng;
 use std::f32::consts::{FRAC_PI_2, TAU};
@@ -45,6 +46,54 @@ const KINDS: [Focus; 10] = {
 pub(in crate::data) fn drawn(seed: u64, index: u64, share: f64) -> Option<Focus> {
     let rng = &mut Rng::stream(seed, "street focus", &[index]);
     (f64::from(rng.uniform()) < share).then(|| pick(rng, &KINDS))
+}
+
+/// A lens that brings one thing of a class near: how, but not yet which one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CloseUp {
+    pub class: u8,
+    /// Share of the picture's height or width that the thing takes.
+    pub fill: f32,
+    /// Where its middle is, as shares of the picture's width and height.
+    pub middle: (f32, f32),
+}
+
+impl CloseUp {
+    /// The lens for scene `index` about `kind`; `None` for all but a `share` of scenes.
+    ///
+    /// # Randomness
+    /// One stream of its own.
+    pub fn drawn(seed: u64, index: u64, share: f64, kind: Focus) -> Option<Self> {
+        let rng = &mut Rng::stream(seed, "street close-up", &[index]);
+        let wanted = f64::from(rng.uniform()) < share;
+        let middle = (rng.uniform_in(0.3, 0.7), rng.uniform_in(0.42, 0.58));
+        wanted.then(|| Self { class: kind.class(), fill: rng.uniform_in(0.45, 0.9), middle })
+    }
+
+    /// How many times nearer, and the point of the wide view that comes to the middle, for a thing within `low` and `high` of a
+    /// view of `size` (width, height).
+    pub fn zoom(&self, low: (f32, f32), high: (f32, f32), size: (f32, f32)) -> (f32, (f32, f32)) {
+        let room = (size.0 / (high.0 - low.0).max(1.0)).min(size.1 / (high.1 - low.1).max(1.0));
+        ((self.fill * room).max(1.0), (0.5 * (low.0 + high.0), 0.5 * (low.1 + high.1)))
+    }
+}
+
+impl Focus {
+    /// The train id of the thing in the middle.
+    fn class(self) -> u8 {
+        match self {
+            Self::Driven(User::Car) => class::CAR,
+            Self::Driven(User::Truck) => class::TRUCK,
+            Self::Driven(User::Bus) => class::BUS,
+            Self::Driven(User::Tram) => class::TRAIN,
+            Self::Driven(User::Cyclist) => class::RIDER,
+            Self::Driven(User::Motorcycle) => class::MOTORCYCLE,
+            Self::Person => class::PERSON,
+            Self::ParkedBicycle => class::BICYCLE,
+            Self::TrafficLight => class::TRAFFIC_LIGHT,
+            Self::TrafficSign => class::TRAFFIC_SIGN,
+        }
+    }
 }
 
 impl Scene {
@@ -124,6 +173,7 @@ impl Scene {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::street::Look;
 
     #[test]
     fn every_kind_goes_with_every_look() {
@@ -135,6 +185,49 @@ mod tests {
             for kind in KINDS {
                 let count = kinds.iter().filter(|other| **other == kind).count();
                 assert!(count.abs_diff(100) < 40, "look {look}: {kind:?} {count} times");
+            }
+        }
+    }
+
+    /// Pixels of the class a scene is about, and the captions.
+    fn seen(index: u64, kind: Focus, close_up: f64) -> (usize, Vec<String>) {
+        let picture = Scene::about(11, index, kind, close_up).render((64, 128), Look::Day);
+        (picture.labels.ids.iter().filter(|id| **id == kind.class()).count(), picture.captions)
+    }
+
+    #[test]
+    fn a_close_up_shows_more_of_the_thing_and_names_it() {
+        for kind in KINDS {
+            let (mut wide, mut close) = (Vec::new(), Vec::new());
+            for index in 0..12 {
+                let (pixels, captions) = seen(index, kind, 1.0);
+                // Where nothing found room in the street, there is nothing to come near to.
+                if pixels > 0 {
+                    assert!(captions[0].contains(kind.word()), "{kind:?}: {captions:?}");
+                    wide.push(seen(index, kind, 0.0).0);
+                    close.push(pixels);
+                }
+            }
+            wide.sort_unstable();
+            close.sort_unstable();
+            let (wide, close) = (wide[wide.len() / 2], close[close.len() / 2]);
+            assert!(close > 64 * 128 / 40 && close >= wide, "{kind:?}: {wide} pixels, close up {close}");
+        }
+    }
+
+    impl Focus {
+        fn word(self) -> &'static str {
+            match self {
+                Self::Driven(User::Car) => "car",
+                Self::Driven(User::Truck) => "truck",
+                Self::Driven(User::Bus) => "bus",
+                Self::Driven(User::Tram) => "train",
+                Self::Driven(User::Cyclist) => "rider",
+                Self::Driven(User::Motorcycle) => "motorcycle",
+                Self::Person => "person",
+                Self::ParkedBicycle => "bicycle",
+                Self::TrafficLight => "traffic light",
+                Self::TrafficSign => "traffic sign",
             }
         }
     }

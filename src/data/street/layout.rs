@@ -1,6 +1,6 @@
 //! The scene: everything that stands or moves in the street, in metres.
 
-use super::focus::Focus;
+use super::focus::{CloseUp, Focus};
 use super::ground::Street;
 use super::material::{Facade, Signal, Vehicle};
 use super::math::{Rgb, V3, gray, srgb, v3};
@@ -69,6 +69,8 @@ pub struct Scene {
     /// Street lamps are old lanterns.
     pub(super) lanterns: bool,
     pub(super) pole_color: Rgb,
+    /// Seen through a long lens.
+    pub(super) close_up: Option<CloseUp>,
     pub(super) seed: u64,
     pub(super) index: u64,
     /// Ground that is taken: l, s, half width, half length.
@@ -84,12 +86,14 @@ impl Scene {
         Self::populated(seed, index, Self::populate)
     }
 
-    /// Scene number `index` as a quiet street with a few things of one kind near the camera.
+    /// Scene number `index` as a quiet street with a few things of one kind near the camera; in a share `close_up` of scenes one of
+    /// them fills much of the picture.
     ///
     /// # Randomness
-    /// As [`Self::new`].
-    pub(in crate::data) fn about(seed: u64, index: u64, kind: Focus) -> Self {
-        Self::populated(seed, index, |scene, rng| scene.populate_about(rng, kind))
+    /// As [`Self::new`], and that of the lens.
+    pub(in crate::data) fn about(seed: u64, index: u64, kind: Focus, close_up: f64) -> Self {
+        let scene = Self::populated(seed, index, |scene, rng| scene.populate_about(rng, kind));
+        Self { close_up: CloseUp::drawn(seed, index, close_up, kind), ..scene }
     }
 
     fn populated(seed: u64, index: u64, populate: impl FnOnce(&mut Self, &mut Rng)) -> Self {
@@ -108,6 +112,7 @@ impl Scene {
             umbrellas: if chance(rng, 0.12) { 0.5 } else { 0.04 },
             lanterns: chance(rng, 0.3),
             pole_color: pick(rng, &[gray(0.16), gray(0.05), v3(0.03, 0.07, 0.05), gray(0.28)]),
+            close_up: None,
             seed,
             index,
             taken: Vec::new(),

@@ -93,11 +93,39 @@ impl<'a> Frame<'a> {
             cy: scene.horizon * height as f32 * scale,
             perspective: true,
         };
-        let mut buffer = Buffer::new(width * SAMPLES, height * SAMPLES, 0.0);
-        buffer.draw(&view, &scene.model);
-        let mut frame = Self { scene, height, width, view, buffer, contact: vec![1.0; height * width] };
+        let wide = Self::through(scene, (height, width), view);
+        let mut frame = wide.lens().map_or(wide, |view| Self::through(scene, (height, width), view));
         frame.contacts();
         frame
+    }
+
+    fn through(scene: &'a Scene, (height, width): (usize, usize), view: View) -> Self {
+        let mut buffer = Buffer::new(width * SAMPLES, height * SAMPLES, 0.0);
+        buffer.draw(&view, &scene.model);
+        Self { scene, height, width, view, buffer, contact: vec![1.0; height * width] }
+    }
+
+    /// The view of the scene's long lens: at the thing of its class that is seen best.
+    fn lens(&self) -> Option<View> {
+        let close_up = self.scene.close_up?;
+        let mut seen = vec![(0usize, (f32::MAX, f32::MAX), (f32::MIN, f32::MIN)); self.scene.model.objects.len()];
+        for (y, row) in self.buffer.prim.chunks_exact(self.buffer.width).enumerate() {
+            for (x, &prim) in row.iter().enumerate().filter(|(_, prim)| **prim != NONE) {
+                let prim = &self.scene.model.prims[prim as usize];
+                if prim.class == close_up.class {
+                    let (count, low, high) = &mut seen[usize::from(prim.object)];
+                    *count += 1;
+                    *low = (low.0.min(x as f32), low.1.min(y as f32));
+                    *high = (high.0.max(x as f32), high.1.max(y as f32));
+                }
+            }
+        }
+        let (_, low, high) = seen.into_iter().max_by_key(|(count, ..)| *count).filter(|(count, ..)| *count > 0)?;
+        let size = (self.buffer.width as f32, self.buffer.height as f32);
+        let (zoom, middle) = close_up.zoom(low, high, size);
+        let View { focal, cx, cy, .. } = self.view;
+        let to = (close_up.middle.0 * size.0, close_up.middle.1 * size.1);
+        Some(View { focal: focal * zoom, cx: to.0 - zoom * (middle.0 - cx), cy: to.1 - zoom * (middle.1 - cy), ..self.view })
     }
 
     /// The samples of a pixel.
