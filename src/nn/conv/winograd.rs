@@ -20,15 +20,20 @@ const LANES: usize = 16;
 /// Transformed values of all tiles that are handled together, for the wider side (8 MB).
 const CHUNK_VALUES: usize = 2 << 20;
 
-/// Tiles times channels of the narrower side above which the method saves more than its transforms cost (measured).
+/// Tiles times channels of the narrower side from which on the method saves more than its transforms cost (measured).
 const WORTHWHILE: usize = 1 << 16;
+/// The same of gradients, for which the other methods do more.
+const WORTHWHILE_BACKWARD: usize = 1 << 15;
 
 /// The method applies, and saves time. Forward, the number of images does not count, so that an image has the same bits alone and
 /// in any batch.
 pub fn wins(sizes: &Sizes, direction: Direction) -> bool {
-    let images = if direction == Direction::Forward { 1 } else { sizes.batch };
+    let (images, least) = match direction {
+        Direction::Forward => (1, WORTHWHILE),
+        Direction::Backward => (sizes.batch, WORTHWHILE_BACKWARD),
+    };
     let tiles = images * sizes.out_height.div_ceil(2) * sizes.out_width.div_ceil(2);
-    applies(sizes) && tiles >= 64 && tiles * sizes.in_channels.min(sizes.out_channels) >= WORTHWHILE
+    applies(sizes) && tiles >= 64 && tiles * sizes.in_channels.min(sizes.out_channels) >= least
 }
 
 fn applies(sizes: &Sizes) -> bool {
