@@ -206,6 +206,8 @@ fn settings_that_cannot_work_are_explained() {
         (StreetSet { count: 0, ..small(1) }, "--count 0"),
         (StreetSet { look: vec!["dust".into()], ..small(1) }, "did you mean `dusk`?"),
         (StreetSet { look: Vec::new(), ..small(1) }, "--look day"),
+        (StreetSet { focus: 0.5, close_up: 1.5, ..small(1) }, "--close-up 1.5"),
+        (StreetSet { close_up: 0.5, ..small(1) }, "add e.g. `--focus 0.5`"),
         (StreetSet { seed: 1, ..small(3) }, "other settings: seed 9, 48x32, focus 0"),
         (StreetSet { look: vec!["fog".into()], ..small(3) }, "by the look `day`"),
     ];

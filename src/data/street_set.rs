@@ -202,6 +202,11 @@ impl StreetSet {
                 return Err(Error::Usage(format!("{flag} {share}: expected a share from 0 to 1")));
             }
         }
+        if self.close_up > 0.0 && self.focus == 0.0 {
+            let text =
+                format!("--close-up {} without --focus: only scenes about one kind of thing have close-ups", self.close_up);
+            return Err(Error::Usage(format!("{text}\n  next: add e.g. `--focus 0.5`")));
+        }
         if self.count == 0 || self.count > MOST {
             return Err(Error::Usage(format!("--count {}: expected 1 to {MOST}\n  next: give the number of scenes", self.count)));
         }

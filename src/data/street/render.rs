@@ -109,7 +109,7 @@ impl<'a> Frame<'a> {
     fn lens(&self) -> Option<View> {
         let close_up = self.scene.close_up?;
         let mut seen = vec![(0usize, (f32::MAX, f32::MAX), (f32::MIN, f32::MIN)); self.scene.model.objects.len()];
-        for (y, row) in self.buffer.prim.chunks_exact(self.buffer.width).enumerate() {
+        for (y, row) in self.buffer.prim.chunks_exact(self.buffer.width.max(1)).enumerate() {
             for (x, &prim) in row.iter().enumerate().filter(|(_, prim)| **prim != NONE) {
                 let prim = &self.scene.model.prims[prim as usize];
                 if prim.class == close_up.class {
