@@ -11,7 +11,7 @@ const THING_PIXELS: usize = 40;
 const STUFF_PIXELS: usize = 900;
 
 /// Singular and plural of the things, in the order in which captions may name them.
-const THINGS: [(u8, &str, &str); 10] = [
+pub(super) const THINGS: [(u8, &str, &str); 10] = [
     (class::CAR, "car", "cars"),
     (class::TRUCK, "truck", "trucks"),
     (class::BUS, "bus", "buses"),
