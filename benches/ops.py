@@ -31,8 +31,14 @@ def conv(name, xs, weight, stride=1, padding=0, dilation=1, groups=1):
 
 
 def attention(name, heads, queries, keys, dim):
-    q, kv = (1, heads, queries, dim), (1, heads, keys, dim)
-    row(name, [q, kv, kv], lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.158))
+    q, kv = (1, queries, heads * dim), (1, keys, heads * dim)
+    row(name, [q, kv, kv], lambda q, k, v: attend(q, k, v, heads, 0.158))
+
+
+def attend(q, k, v, heads, scale):
+    """As in diffusers: heads are split off before the product and joined after it."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
 xs, weight = (1, 320, 64, 64), (320, 320, 3, 3)
@@ -71,8 +77,7 @@ attention("attention 4096 tok 8x40", 8, 4096, 4096, 40)
 attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)
 attention("attention 4096x77 8x40", 8, 4096, 77, 40)
 attention("attention 4096 tok 1x512", 1, 4096, 4096, 512)
-tokens = (32, 4, 512, 16)
-row("attention 512 tok 4x16 b32", [tokens] * 3, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.25))
+row("attention 512 tok 4x16 b32", [(32, 512, 64)] * 3, lambda q, k, v: attend(q, k, v, 4, 0.25))
 row("linear 16384x64->512", [(16384, 64), (512, 64), (512,)], F.linear)
 row("linear 16384x64->64", [(16384, 64), (64, 64), (64,)], F.linear)
 w, b = torch.ones(320, requires_grad=True), torch.zeros(320, requires_grad=True)

@@ -42,8 +42,8 @@ impl Bench {
     }
 
     fn attention(&self, name: &str, heads: usize, queries: usize, keys: usize, dim: usize) -> Result<()> {
-        let (q, kv) = ([1, heads, queries, dim], [1, heads, keys, dim]);
-        self.row(name, &[&q, &kv, &kv], |a| nn::attention(&a[0], &a[1], &a[2], 0.158, false))
+        let (q, kv) = ([1, queries, heads * dim], [1, keys, heads * dim]);
+        self.row(name, &[&q, &kv, &kv], |a| nn::attention(&a[0], &a[1], &a[2], heads, 0.158, false))
     }
 }
 
@@ -60,8 +60,8 @@ fn main() -> Result<()> {
     bench.attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)?;
     bench.attention("attention 4096x77 8x40", 8, 4096, 77, 40)?;
     bench.attention("attention 4096 tok 1x512", 1, 4096, 4096, 512)?;
-    bench.row("attention 512 tok 4x16 b32", &[&[32, 4, 512, 16], &[32, 4, 512, 16], &[32, 4, 512, 16]], |a| {
-        nn::attention(&a[0], &a[1], &a[2], 0.25, false)
+    bench.row("attention 512 tok 4x16 b32", &[&[32, 512, 64], &[32, 512, 64], &[32, 512, 64]], |a| {
+        nn::attention(&a[0], &a[1], &a[2], 4, 0.25, false)
     })?;
     bench.row("linear 16384x64->512", &[&[16384, 64], &[512, 64], &[512]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
     bench.row("linear 16384x64->64", &[&[16384, 64], &[64, 64], &[64]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;

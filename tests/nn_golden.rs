@@ -103,7 +103,10 @@ fn products() {
         check(&golden, name, |a| nn::linear(&a[0], &a[1], a.get(2).map(Var::as_tensor)).unwrap());
     }
     for (name, causal) in [("attention.cross", false), ("attention.causal", true), ("attention.one_head", false)] {
-        check(&golden, name, |a| nn::attention(&a[0], &a[1], &a[2], 0.3, causal).unwrap());
+        check(&golden, name, |a| {
+            let (heads, [q, k, v]) = (a[0].dim(1).unwrap(), [0, 1, 2].map(|i| nn::join_heads(&a[i]).unwrap()));
+            nn::split_heads(&nn::attention(&q, &k, &v, heads, 0.3, causal).unwrap(), heads).unwrap()
+        });
     }
 }
 

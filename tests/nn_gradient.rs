@@ -67,17 +67,22 @@ fn cases() -> Vec<Case> {
         conv("conv 3x3 dilation 12", &[&[1, 5, 17, 30], &[7, 5, 3, 3]], 1, 12, 12, 1),
         conv("conv groups", &[&[2, 6, 11, 9], &[4, 3, 3, 3], &[4]], 1, 1, 1, 2),
         conv("conv 1x1", &[&[2, 33, 19, 23], &[17, 33, 1, 1], &[17]], 1, 0, 1, 1),
+        // Four ways to compute it: see `nn::conv`.
+        conv("conv 1x1, bias of each image", &[&[2, 33, 19, 23], &[17, 33, 1, 1], &[2, 17]], 1, 0, 1, 1),
+        conv("conv 3x3, bias of each image", &[&[2, 64, 64, 66], &[67, 64, 3, 3], &[2, 67]], 1, 1, 1, 1),
+        conv("conv 5x5, bias of each image", &[&[2, 16, 31, 33], &[9, 16, 5, 5], &[2, 9]], 1, 2, 1, 1),
+        conv("depthwise, bias of each image", &[&[2, 5, 17, 21], &[5, 1, 3, 3], &[2, 5]], 1, 1, 1, 5),
         conv("depthwise 3x3", &[&[2, 5, 37, 41], &[5, 1, 3, 3], &[5]], 1, 1, 1, 5),
         conv("depthwise 7x7", &[&[2, 5, 16, 16], &[5, 1, 7, 7], &[5]], 1, 3, 1, 5),
         conv("depthwise stride 2", &[&[2, 5, 37, 40], &[5, 1, 3, 3], &[5]], 2, 1, 1, 5),
         conv("depthwise dilation 18", &[&[1, 5, 37, 70], &[5, 1, 3, 3]], 1, 18, 18, 5),
         case("linear", &[&[3, 41, 37], &[29, 37], &[29]], |a| nn::linear(&a[0], &a[1], Some(&a[2]))),
-        case("attention", &[&[2, 3, 70, 8], &[2, 3, 45, 8], &[2, 3, 45, 8]], |a| nn::attention(&a[0], &a[1], &a[2], 0.35, false)),
-        case("attention, one head", &[&[1, 1, 530, 4], &[1, 1, 1100, 4], &[1, 1, 1100, 4]], |a| {
-            nn::attention(&a[0], &a[1], &a[2], 0.5, false)
+        case("attention", &[&[2, 70, 24], &[2, 45, 24], &[2, 45, 24]], |a| nn::attention(&a[0], &a[1], &a[2], 3, 0.35, false)),
+        case("attention, one head", &[&[1, 530, 4], &[1, 1100, 4], &[1, 1100, 4]], |a| {
+            nn::attention(&a[0], &a[1], &a[2], 1, 0.5, false)
         }),
-        case("attention, causal", &[&[1, 2, 530, 4], &[1, 2, 530, 4], &[1, 2, 530, 4]], |a| {
-            nn::attention(&a[0], &a[1], &a[2], 0.5, true)
+        case("attention, causal", &[&[1, 530, 8], &[1, 530, 8], &[1, 530, 8]], |a| {
+            nn::attention(&a[0], &a[1], &a[2], 2, 0.5, true)
         }),
         case("softmax", &[&[7, 83]], |a| nn::softmax(&a[0])),
         case("gelu", &[&[7, 83]], |a| nn::gelu(&a[0])),
@@ -100,7 +105,6 @@ fn cases() -> Vec<Case> {
         // Times 1000: the mean over all pixels is small against rounding.
         nn::cross_entropy(&a[0], &labels, Some(&Tensor::from_vec(weights, (2, 37, 41), &Device::Cpu)?))? * 1000.0
     }));
-    cases.push(case("shift planes", &[&[3, 5, 31, 47], &[3, 5]], |a| nn::shift_planes(&a[0], &a[1])));
     cases
 }
 
@@ -180,15 +184,15 @@ fn results_have_the_same_bits_for_any_number_of_threads() {
 
 #[test]
 fn a_batch_equals_its_items() {
-    for case in cases().iter().filter(|case| case.shapes[0].len() == 4 && case.shapes[0][0] == 2 && case.name != "cross entropy")
-    {
+    let is_attention = |case: &Case| case.name.starts_with("attention");
+    let has_images = |case: &Case| case.shapes[0].len() == 4 && case.name != "cross entropy" || is_attention(case);
+    for case in cases().iter().filter(|case| case.shapes[0][0] == 2 && has_images(case)) {
         let arguments = case.arguments();
         let whole = (case.op)(&arguments).unwrap();
         for item in 0..2 {
-            // Attention has a batch in every argument, the others in the first.
-            let batched = if case.name.starts_with("attention") { arguments.len() } else { 1 };
+            let is_batched = |i: usize| i == 0 || is_attention(case) || i == 2 && case.name.ends_with("of each image");
             let mut single = arguments.clone();
-            for argument in &mut single[..batched] {
+            for (_, argument) in single.iter_mut().enumerate().filter(|(i, _)| is_batched(*i)) {
                 *argument = argument.narrow(0, item, 1).unwrap().contiguous().unwrap();
             }
             let (a, b) = (values(&whole.get(item).unwrap()), values(&(case.op)(&single).unwrap()));
@@ -275,12 +279,13 @@ fn wrong_shapes_are_errors() {
     assert!(nn::conv2d(&zeros(&[1, 3, 2, 5]), &zeros(&[4, 3, 3, 3]), None, spec).is_err());
     assert!(nn::conv2d(&zeros(&[1, 3, 5, 5]), &zeros(&[4, 3, 3, 3]), Some(&zeros(&[3])), spec).is_err());
     assert!(nn::linear(&zeros(&[2, 3]), &zeros(&[4, 2]), None).is_err());
-    assert!(nn::attention(&zeros(&[1, 2, 3, 4]), &zeros(&[1, 2, 5, 4]), &zeros(&[1, 2, 6, 4]), 1.0, false).is_err());
+    assert!(nn::attention(&zeros(&[1, 3, 8]), &zeros(&[1, 5, 8]), &zeros(&[1, 6, 8]), 2, 1.0, false).is_err());
+    assert!(nn::attention(&zeros(&[1, 3, 8]), &zeros(&[1, 5, 8]), &zeros(&[1, 5, 8]), 3, 1.0, false).is_err());
     assert!(nn::resize_bilinear(&zeros(&[1, 2, 3, 4]), (0, 4), false).is_err());
     assert!(nn::max_pool2d(&zeros(&[1, 2, 3, 4]), 3, ConvSpec { padding: 2, ..spec }).is_err());
     assert!(nn::mse(&zeros(&[2]), &zeros(&[3])).is_err());
     assert!(nn::geglu(&zeros(&[2, 3])).is_err());
-    assert!(nn::shift_planes(&zeros(&[2, 3, 4, 4]), &zeros(&[1, 3])).is_err());
+    assert!(nn::conv2d(&zeros(&[2, 3, 5, 5]), &zeros(&[4, 3, 3, 3]), Some(&zeros(&[3, 4])), spec).is_err());
 }
 
 /// One wide head over many tokens, as in the autoencoder: several blocks, each longer than those of narrow heads.
@@ -288,7 +293,7 @@ fn wrong_shapes_are_errors() {
 fn wide_heads_equal_the_plain_formula() {
     let (tokens, dim, scale) = (150, 512, 0.044);
     let draw = |name: &str| {
-        let values = Rng::stream(0, name, &[]).normal_tensor(&[1, 1, tokens, dim], &Device::Cpu).unwrap();
+        let values = Rng::stream(0, name, &[]).normal_tensor(&[1, tokens, dim], &Device::Cpu).unwrap();
         Var::from_tensor(&values).unwrap()
     };
     let (q, k, v, weights) = (draw("q"), draw("k"), draw("v"), draw("weights"));
@@ -300,7 +305,7 @@ fn wide_heads_equal_the_plain_formula() {
     };
     let scores = (q.matmul(&k.t().unwrap()).unwrap() * scale).unwrap();
     let plain = run(nn::softmax(&scores).unwrap().matmul(&v).unwrap());
-    let tiled = run(nn::attention(&q, &k, &v, scale as f32, false).unwrap());
+    let tiled = run(nn::attention(&q, &k, &v, 1, scale as f32, false).unwrap());
     for (ours, expected) in tiled.iter().zip(&plain) {
         let largest = values(expected).iter().fold(0f32, |a, b| a.max(b.abs()));
         let error = values(&(ours - expected).unwrap()).iter().fold(0f32, |a, b| a.max(b.abs()));

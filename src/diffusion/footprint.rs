@@ -71,20 +71,20 @@ pub fn unet(config: &UNetConfig, latent: (usize, usize), tokens: usize, recomput
     (values + if recomputed { largest } else { 0 }) as u64 * BYTES
 }
 
-/// Norm and convolution twice, the shift by the timestep, the sum; a shortcut where the width changes.
+/// Norm and convolution twice, the sum; a shortcut where the width changes.
 fn residual(inputs: usize, outputs: usize, area: usize) -> usize {
-    area * (inputs + 5 * outputs + if inputs == outputs { 0 } else { outputs })
+    area * (inputs + 4 * outputs + if inputs == outputs { 0 } else { outputs })
 }
 
 /// Norm, two projections, tokens and back; self- and cross-attention; a feed-forward layer of width 8C.
 fn transformer(channels: usize, area: usize, tokens: usize) -> usize {
-    let (around, own, cross, feed_forward) = (6, 11, 7, 15);
-    area * channels * (around + own + cross + feed_forward) + 4 * tokens * channels
+    let (around, own, cross, feed_forward) = (6, 7, 5, 15);
+    area * channels * (around + own + cross + feed_forward) + 2 * tokens * channels
 }
 
 /// Bytes that one item's pass through the text encoder keeps.
 pub fn text(config: &TextConfig, tokens: usize) -> u64 {
-    let layer = 12 * config.hidden_size + 2 * config.intermediate_size;
+    let layer = 8 * config.hidden_size + 2 * config.intermediate_size;
     (tokens * (config.num_hidden_layers * layer + 3 * config.hidden_size)) as u64 * BYTES
 }
 

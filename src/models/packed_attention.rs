@@ -1,7 +1,7 @@
 //! Multi-head attention as PyTorch's `MultiheadAttention` stores it: one matrix for queries, keys and values.
 
 use crate::base::Result;
-use crate::nn::{Builder, Init, Linear, attention, attention_with_bias, join_heads, linear, split_heads};
+use crate::nn::{Builder, Init, Linear, attention, attention_with_bias, linear};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// What a query must not look at.
@@ -42,14 +42,14 @@ impl PackedAttention {
     pub(crate) fn forward(&self, query: &Tensor, key: &Tensor, value: &Tensor, hidden: Hidden) -> TensorResult<Tensor> {
         let project = |index: usize, xs: &Tensor| {
             let part = |t: &Tensor| t.narrow(0, index * self.dim, self.dim);
-            split_heads(&linear(xs, &part(&self.weight)?, Some(&part(&self.bias)?))?, self.heads) // (B, heads, N, d)
+            linear(xs, &part(&self.weight)?, Some(&part(&self.bias)?))
         };
         let (q, k, v) = (project(0, query)?, project(1, key)?, project(2, value)?);
         let scale = 1.0 / ((self.dim / self.heads) as f32).sqrt();
         let mixed = match hidden {
-            Hidden::Bias(bias) => attention_with_bias(&q, &k, &v, bias, scale)?,
-            _ => attention(&q, &k, &v, scale, matches!(hidden, Hidden::Later))?,
+            Hidden::Bias(bias) => attention_with_bias(&q, &k, &v, bias, self.heads, scale)?,
+            _ => attention(&q, &k, &v, self.heads, scale, matches!(hidden, Hidden::Later))?,
         };
-        self.out.forward(&join_heads(&mixed)?)
+        self.out.forward(&mixed)
     }
 }

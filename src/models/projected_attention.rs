@@ -1,6 +1,6 @@
 //! Multi-head attention with a linear layer each for queries, keys, values and the result.
 
-use crate::nn::{Linear, attention, join_heads, split_heads};
+use crate::nn::{Linear, attention};
 use candle_core::{Result, Tensor};
 
 /// Networks name and size the four layers in their own ways; what they do with them is the same.
@@ -25,11 +25,9 @@ impl ProjectedAttention {
     /// # Shapes
     /// `q` (B or 1, N, C), `k` and `v` (B, M, D) → (B, N, C)
     pub(crate) fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Result<Tensor> {
-        let q = split_heads(&self.query.forward(q)?, self.heads)?; // (B, heads, N, d)
-        let k = split_heads(&self.key.forward(k)?, self.heads)?;
-        let v = split_heads(&self.value.forward(v)?, self.heads)?;
-        let (_, heads, queries, dim) = q.dims4()?;
-        let q = if q.dim(0)? == k.dim(0)? { q } else { q.broadcast_as((k.dim(0)?, heads, queries, dim))? };
-        self.out.forward(&join_heads(&attention(&q, &k, &v, self.scale, causal)?)?)
+        let (q, k, v) = (self.query.forward(q)?, self.key.forward(k)?, self.value.forward(v)?);
+        let (images, (shared, queries, width)) = (k.dim(0)?, q.dims3()?);
+        let q = if shared == images { q } else { q.broadcast_as((images, queries, width))? };
+        self.out.forward(&attention(&q, &k, &v, self.heads, self.scale, causal)?)
     }
 }

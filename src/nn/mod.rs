@@ -23,7 +23,6 @@ mod pool;
 mod recompute;
 mod resize;
 pub mod self_test;
-mod shift;
 mod swap;
 
 pub(crate) use activation::sigmoid_of;
@@ -46,5 +45,4 @@ pub use points::{sample_masks, sample_points};
 pub use pool::max_pool2d;
 pub use recompute::{Recompute, backward_from};
 pub use resize::{resize_bilinear, resize_bilinear_rows, resize_nearest};
-pub use shift::shift_planes;
 pub use swap::swap_axes;

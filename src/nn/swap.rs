@@ -35,7 +35,8 @@ struct Swap {
     shape: Shape,
 }
 
-fn swapped(xs: &[f32], [_, a, b, inner]: [usize; 4]) -> Vec<f32> {
+/// The values of (outer, a, b, inner) in the order of (outer, b, a, inner).
+pub fn swapped(xs: &[f32], [_, a, b, inner]: [usize; 4]) -> Vec<f32> {
     let (row, rows) = (a * inner, if inner < ROWS { ROWS } else { 1 });
     cpu::fill_chunks(xs.len(), rows * row, |chunk, out| {
         let mut rest = out;

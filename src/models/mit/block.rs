@@ -2,7 +2,7 @@
 
 use super::{EPS, EPS_AFTER_CONV, conv, map_to_tokens, tokens_to_map};
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, Pass, attention, gelu, join_heads, split_heads};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, Pass, attention, gelu};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Sizes of one block.
@@ -83,12 +83,11 @@ impl EfficientAttention {
             }
             None => self.key_value.forward(xs)?,
         };
-        let key_value = split_heads(&key_value, 2 * self.heads)?; // (B, 2·heads, M, d): all keys, then all values
-        let query = split_heads(&self.query.forward(xs)?, self.heads)?; // (B, heads, N, d)
-        let key = key_value.narrow(1, 0, self.heads)?;
-        let value = key_value.narrow(1, self.heads, self.heads)?;
-        let scale = 1.0 / (query.dim(3)? as f32).sqrt();
-        self.output.forward(&join_heads(&attention(&query, &key, &value, scale, false)?)?)
+        let query = self.query.forward(xs)?;
+        let width = query.dim(2)?;
+        let (key, value) = (key_value.narrow(2, 0, width)?, key_value.narrow(2, width, width)?);
+        let scale = 1.0 / ((width / self.heads) as f32).sqrt();
+        self.output.forward(&attention(&query, &key, &value, self.heads, scale, false)?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Convolutional blocks that the U-Net and the autoencoder share.
 
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, ConvSpec, GroupNorm, Linear, resize_nearest, shift_planes};
+use crate::nn::{Builder, Conv2d, ConvSpec, GroupNorm, Linear, resize_nearest};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// 3×3 convolution that keeps the size.
@@ -61,10 +61,10 @@ impl ResnetBlock {
     /// # Shapes
     /// `xs` (B, C, h, w), `time` (B, time_dim), the embedding after its SiLU → (B, O, h, w)
     pub fn forward(&self, xs: &Tensor, time: Option<&Tensor>) -> TensorResult<Tensor> {
-        let ys = self.conv1.forward(&self.norm1.forward_silu(xs)?)?;
+        let normed = self.norm1.forward_silu(xs)?;
         let ys = match (&self.time_projection, time) {
-            (Some(projection), Some(time)) => shift_planes(&ys, &projection.forward(time)?)?,
-            _ => ys,
+            (Some(projection), Some(time)) => self.conv1.forward_shifted(&normed, &projection.forward(time)?)?,
+            _ => self.conv1.forward(&normed)?,
         };
         let ys = self.conv2.forward(&self.norm2.forward_silu(&ys)?)?;
         match &self.shortcut {

@@ -38,9 +38,9 @@ impl PixelAttention {
     fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
         let (_, _, height, width) = xs.dims4()?;
         let tokens = map_to_tokens(&self.norm.forward(xs)?)?; // (B, h·w, C)
-        let head = |projection: &Linear| projection.forward(&tokens)?.unsqueeze(1); // (B, 1, h·w, C)
-        let ys = attention(&head(&self.query)?, &head(&self.key)?, &head(&self.value)?, self.scale, false)?;
-        xs + tokens_to_map(&self.out.forward(&ys.squeeze(1)?)?, (height, width))?
+        let (q, k, v) = (self.query.forward(&tokens)?, self.key.forward(&tokens)?, self.value.forward(&tokens)?);
+        let ys = attention(&q, &k, &v, 1, self.scale, false)?;
+        xs + tokens_to_map(&self.out.forward(&ys)?, (height, width))?
     }
 }
 

@@ -91,13 +91,13 @@ impl<'a> Job<'a> {
 }
 
 /// # Shapes
-/// `xs` (B, C, H, W), `weight` (O, C/groups, kh, kw), `bias` (O) → (B, O, H', W')
+/// `xs` (B, C, H, W), `weight` (O, C/groups, kh, kw), `bias` (O) or (B·O) → (B, O, H', W')
 pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let job = Job::new(sizes);
     let (plane, depth, tiles) = (sizes.out_plane(), job.depth(), job.tiles());
     let mut out = match bias {
         Some(bias) => cpu::fill_chunks(sizes.batch * sizes.out_channels * plane, plane, |i, chunk| {
-            chunk.fill(bias[i % sizes.out_channels]);
+            chunk.fill(bias[i % bias.len()]);
         }),
         None => vec![0.0; sizes.batch * sizes.out_channels * plane],
     };

@@ -88,7 +88,7 @@ fn weight_gradient_plane(plane: &Plane, xs: &[f32], gradient: &[f32], scratch: &
 }
 
 /// # Shapes
-/// `xs` (B, C, H, W), `weight` (C·m, 1, kh, kw), `bias` (C·m) → (B, C·m, H', W')
+/// `xs` (B, C, H, W), `weight` (C·m, 1, kh, kw), `bias` (C·m) or (B·C·m) → (B, C·m, H', W')
 pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let plane = Plane::new(sizes);
     let (area, multiplier) = (sizes.area(), sizes.out_channels / sizes.in_channels);
@@ -96,7 +96,7 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
     out.par_chunks_mut(sizes.out_plane()).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
         let channel = i % sizes.out_channels;
         let kernel = &weight[channel * area..(channel + 1) * area];
-        let bias = bias.map_or(0.0, |bias| bias[channel]);
+        let bias = bias.map_or(0.0, |bias| bias[i % bias.len()]);
         forward_plane(&plane, &xs[i / multiplier * sizes.in_plane()..], kernel, bias, scratch, out);
     });
     out

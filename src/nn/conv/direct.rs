@@ -80,7 +80,7 @@ fn widened(plane: &Plane, gradient: &[f32]) -> Vec<f32> {
 }
 
 /// # Shapes
-/// `xs` (B, C, H, W), `weight` (O, C, kh, kw), `bias` (O) → (B, O, H', W')
+/// `xs` (B, C, H, W), `weight` (O, C, kh, kw), `bias` (O) or (B·O) → (B, O, H', W')
 pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let plane = Plane::new(sizes);
     let (inputs, length, out_plane) = (sizes.in_channels, plane.padded_len(), sizes.out_plane());
@@ -97,7 +97,8 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
             sums.resize(SLIDE_ROWS * count, 0.0);
             cpu::slide_rows(kernels.block(block), &offsets, &source[first * plane.pitch..], sums, count, count);
             for (r, (out, sums)) in out.chunks_exact_mut(out_plane).zip(sums.chunks_exact(count)).enumerate() {
-                let bias = bias.map_or(0.0, |bias| bias[block * SLIDE_ROWS + r]);
+                let channel = image * sizes.out_channels + block * SLIDE_ROWS + r;
+                let bias = bias.map_or(0.0, |bias| bias[channel % bias.len()]);
                 let lines = out[first * sizes.out_width..][..rows * sizes.out_width].chunks_exact_mut(sizes.out_width);
                 for (line, sums) in lines.zip(sums.chunks(plane.pitch)) {
                     line.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum + bias);

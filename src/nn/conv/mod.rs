@@ -35,17 +35,17 @@ impl Default for ConvSpec {
     }
 }
 
-/// Convolution with fused bias. The gradient of a frozen weight is never computed. Sizes may be odd.
+/// Convolution with fused bias, of all images or of each. The gradient of a frozen weight is never computed. Sizes may be odd.
 ///
 /// # Shapes
-/// `xs` (B, C, H, W), `weight` (O, C/groups, kh, kw), `bias` (O) → (B, O, H', W'),
+/// `xs` (B, C, H, W), `weight` (O, C/groups, kh, kw), `bias` (O) or (B, O) → (B, O, H', W'),
 /// H' = ⌊(H + 2·padding − dilation·(kh − 1) − 1)/stride⌋ + 1
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, spec: ConvSpec) -> TensorResult<Tensor> {
     let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
     #[cfg(feature = "cuda")]
     if xs.device().is_cuda() {
         let sizes = Sizes::new(xs.dims(), weight.dims(), spec)?;
-        sizes.check_bias(bias.map(Tensor::elem_count))?;
+        sizes.check_bias(bias.map(Tensor::dims))?;
         return super::cuda::conv2d(&xs, &weight, bias, sizes);
     }
     if cpu::is_narrow(&xs) {
@@ -98,5 +98,17 @@ impl Conv2d {
     /// `xs` (B, C, H, W) → (B, O, H', W'), see [`conv2d`]
     pub fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
         conv2d(xs, &self.weight, self.bias.as_ref(), self.spec)
+    }
+
+    /// With a number for every channel of every image added to all its pixels, which costs nothing.
+    ///
+    /// # Shapes
+    /// `xs` (B, C, H, W), `shift` (B, O) → (B, O, H', W')
+    pub fn forward_shifted(&self, xs: &Tensor, shift: &Tensor) -> TensorResult<Tensor> {
+        let bias = match &self.bias {
+            Some(bias) => shift.to_dtype(bias.dtype())?.broadcast_add(bias)?,
+            None => shift.clone(),
+        };
+        conv2d(xs, &self.weight, Some(&bias), self.spec)
     }
 }

@@ -46,10 +46,12 @@ impl Sizes {
     }
 
     /// # Errors
-    /// When a bias of `len` values does not fit.
-    pub fn check_bias(&self, len: Option<usize>) -> Result<()> {
-        match len {
-            Some(len) if len != self.out_channels => bail!("conv2d: bias of {len} values for {} channels", self.out_channels),
+    /// When a bias of these dimensions is neither one number a channel nor one a channel and image.
+    pub fn check_bias(&self, dims: Option<&[usize]>) -> Result<()> {
+        match dims {
+            Some(dims) if dims != [self.out_channels] && dims != [self.batch, self.out_channels] => {
+                bail!("conv2d: bias {dims:?} for {} channels of {} images", self.out_channels, self.batch)
+            }
             _ => Ok(()),
         }
     }
@@ -122,16 +124,21 @@ enum Method {
 pub struct Convolution(pub ConvSpec);
 
 impl Convolution {
-    fn forward(&self, xs: (&[f32], &Layout), weight: (&[f32], &Layout), bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+    fn forward(
+        &self,
+        xs: (&[f32], &Layout),
+        weight: (&[f32], &Layout),
+        bias: Option<(&[f32], &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
         let sizes = Sizes::new(xs.1.dims(), weight.1.dims(), self.0)?;
-        sizes.check_bias(bias.map(<[f32]>::len))?;
+        sizes.check_bias(bias.map(|bias| bias.1.dims()))?;
         let forward = match sizes.method(Direction::Forward) {
             Method::Depthwise => depthwise::forward,
             Method::Winograd => winograd::forward,
             Method::Direct => direct::forward,
             Method::Columns => columns::forward,
         };
-        let out = forward(&sizes, xs.0, weight.0, bias);
+        let out = forward(&sizes, xs.0, weight.0, bias.map(|bias| bias.0));
         Ok((CpuStorage::F32(out), sizes.out_shape()))
     }
 
@@ -153,11 +160,11 @@ impl Convolution {
     }
 }
 
-/// Sum of the gradient over everything but channels.
-fn bias_gradient(gradient: &[f32], channels: usize, plane: usize) -> Vec<f32> {
-    let batch = gradient.len() / (channels * plane).max(1);
-    let sum = |channel| (0..batch).map(|b| plane_sum(&gradient[(b * channels + channel) * plane..][..plane])).sum::<f64>() as f32;
-    (0..channels).into_par_iter().map(sum).collect()
+/// Sum of the gradient over pixels and, where `len` numbers are shared by all images, over those.
+fn bias_gradient(gradient: &[f32], len: usize, plane: usize) -> Vec<f32> {
+    let planes = gradient.len() / plane.max(1);
+    let sum = |first| (first..planes).step_by(len).map(|i| plane_sum(&gradient[i * plane..][..plane])).sum::<f64>() as f32;
+    (0..len).into_par_iter().map(sum).collect()
 }
 
 cpu::vectorised! {
@@ -195,15 +202,15 @@ impl CustomOp3 for Convolution {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward((cpu::values(s1, l1)?, l1), (cpu::values(s2, l2)?, l2), Some(cpu::values(s3, l3)?))
+        self.forward((cpu::values(s1, l1)?, l1), (cpu::values(s2, l2)?, l2), Some((cpu::values(s3, l3)?, l3)))
     }
 
     fn bwd(&self, xs: &Tensor, weight: &Tensor, bias: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Gradients3> {
         let gradient = cpu::contiguous_gradient(gradient)?;
         let g = cpu::read(&gradient)?;
         let (for_xs, for_weight) = self.backward(xs, weight, &g)?;
-        let (_, channels, height, width) = result.dims4()?;
-        let for_bias = || cpu::tensor(bias_gradient(&g, channels, height * width), bias.shape());
+        let (_, _, height, width) = result.dims4()?;
+        let for_bias = || cpu::tensor(bias_gradient(&g, bias.elem_count(), height * width), bias.shape());
         Ok((for_xs, for_weight, bias.track_op().then(for_bias).transpose()?))
     }
 }

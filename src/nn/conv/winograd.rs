@@ -344,7 +344,7 @@ fn convolve<'k>(grid: &Grid, xs: &[f32], kernels: impl Fn(usize) -> Matrix<'k> +
                 let own = chunk.start.max(image * grid.rows)..chunk.end.min((image + 1) * grid.rows);
                 for row in own {
                     let at = channel * pitch + (row - chunk.start) * grid.columns;
-                    let (step, bias) = (outputs.channels * pitch, bias.map_or(0.0, |bias| bias[channel]));
+                    let (step, bias) = (outputs.channels * pitch, bias.map_or(0.0, |bias| bias[i % bias.len()]));
                     transform_outputs(&products[at..], step, grid.columns, bias, lines, grid.line());
                     let pixels = plane[2 * (row - image * grid.rows) * outputs.width..].chunks_mut(outputs.width).take(2);
                     for (pixels, line) in pixels.zip(lines.chunks_exact(2 * grid.line())) {
@@ -358,7 +358,7 @@ fn convolve<'k>(grid: &Grid, xs: &[f32], kernels: impl Fn(usize) -> Matrix<'k> +
 }
 
 /// # Shapes
-/// `xs` (B, C, H, W), `weight` (O, C, 3, 3), `bias` (O) → (B, O, H', W')
+/// `xs` (B, C, H, W), `weight` (O, C, 3, 3), `bias` (O) or (B·O) → (B, O, H', W')
 pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let kernels = Kernels::new(weight, sizes.in_channels);
     convolve(&Grid::of(sizes), xs, |f| kernels.kind(f), bias)

@@ -4,7 +4,7 @@ use super::device::{Buffer, Given, Gpu, Gradients, with_gradient};
 use crate::nn::conv::Sizes;
 use candle_core::{DType, Result, Tensor};
 
-/// `xs` (B, C, H, W), `weight` (O, C/groups, kh, kw) in the type of the inputs or f32, `bias` (O) f32.
+/// `xs` (B, C, H, W), `weight` (O, C/groups, kh, kw) in the type of the inputs or f32, `bias` (O) or (B, O) f32.
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sizes: Sizes) -> Result<Tensor> {
     let weight = &weight.to_dtype(xs.dtype())?;
     let out = forward(xs, weight, bias, &sizes)?;
@@ -18,21 +18,30 @@ fn is_depthwise(sizes: &Sizes) -> bool {
 }
 
 fn forward(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sizes: &Sizes) -> Result<Buffer<'static>> {
+    // Depthwise kernels add the bias that images share themselves.
+    let (fused, added) =
+        if is_depthwise(sizes) && bias.is_some_and(|bias| bias.rank() == 1) { (bias, None) } else { (None, bias) };
     let out = if is_depthwise(sizes) {
         let none = Tensor::zeros(sizes.out_channels, DType::F32, xs.device())?;
         let gpu = Gpu::of(xs)?;
-        let bias = gpu.input(bias.unwrap_or(&none), DType::F32)?;
+        let bias = gpu.input(fused.unwrap_or(&none), DType::F32)?;
         let (x, w) = (gpu.input(xs, xs.dtype())?, gpu.input(weight, xs.dtype())?);
-        return gpu.kernels(xs)?.depthwise(&x, &w, &bias, sizes)?.detached();
+        gpu.kernels(xs)?.depthwise(&x, &w, &bias, sizes)?.detached()?
     } else {
         library::forward(xs, weight, sizes)?
     };
-    if let Some(bias) = bias {
+    if let Some(bias) = added {
         let gpu = Gpu::of(xs)?;
-        let (channels, plane) = (sizes.out_channels, sizes.out_plane());
-        gpu.kernels(xs)?.add_bias(&out, &gpu.input(bias, DType::F32)?, sizes.batch * channels * plane, channels, plane)?;
+        let (images, channels) = biases(bias, sizes);
+        let len = images * channels * sizes.out_plane();
+        gpu.kernels(xs)?.add_bias(&out, &gpu.input(bias, DType::F32)?, len, channels, sizes.out_plane())?;
     }
     Ok(out)
+}
+
+/// Over how many images a bias repeats, and how many numbers it has: numbers of each image are those of as many channels.
+fn biases(bias: &Tensor, sizes: &Sizes) -> (usize, usize) {
+    (sizes.batch * sizes.out_channels / bias.elem_count().max(1), bias.elem_count())
 }
 
 fn backward(given: &Given, sizes: &Sizes) -> Result<Gradients> {
@@ -52,7 +61,8 @@ fn backward(given: &Given, sizes: &Sizes) -> Result<Gradients> {
         for_weight.map(|found| found.tensor(weight.shape())).transpose()?,
     ];
     if let Some(bias) = given.args.get(2) {
-        let sums = || kernels.channel_sums(&g, sizes.batch, sizes.out_channels, sizes.out_plane())?.tensor(bias.shape());
+        let (images, channels) = biases(bias, sizes);
+        let sums = || kernels.channel_sums(&g, images, channels, sizes.out_plane())?.tensor(bias.shape());
         found.push(bias.track_op().then(sums).transpose()?);
     }
     Ok(found)

@@ -321,7 +321,10 @@ fn attention() {
             let scale = 1.0 / (dim as f32).sqrt();
             let at = |name: &str, len: usize| draw(k, name, &[1, heads, len, dim]);
             let (q, ks, v) = (at("q", queries), at("k", keys), at("v", keys));
-            let op = |a: &[Tensor]| nn::attention(&a[0], &a[1], &a[2], scale, causal);
+            let op = |a: &[Tensor]| {
+                let [q, k, v] = [nn::join_heads(&a[0])?, nn::join_heads(&a[1])?, nn::join_heads(&a[2])?];
+                nn::split_heads(&nn::attention(&q, &k, &v, heads, scale, causal)?, heads)
+            };
             let results = expected(&[&q, &ks, &v], op, |shape| draw(k, "g", shape));
             let (q, ks, v, g) = (up(k, &q), up(k, &ks), up(k, &v), up(k, &results[1]));
             let sizes = AttentionSizes { heads, queries, keys, dim, scale, causal, sharing: heads };

@@ -69,6 +69,13 @@ fn convolutions() -> Vec<Case> {
             6
         ),
         conv!("conv 1x1", [&[&[1, 5, 7, 9], &[3, 5, 1, 1], &[3]], &[&[2, 64, 32, 32], &[96, 64, 1, 1], &[96]]], 1, 0, 1),
+        conv!(
+            "conv 3x3, bias of each image",
+            [&[&[2, 5, 7, 9], &[3, 5, 3, 3], &[2, 3]], &[&[2, 64, 32, 32], &[48, 64, 3, 3], &[2, 48]]],
+            1,
+            1,
+            1
+        ),
         conv!("conv groups", [&[&[2, 6, 11, 9], &[4, 3, 3, 3], &[4]], &[&[2, 32, 24, 24], &[64, 8, 3, 3], &[64]]], 1, 1, 1),
         conv!("depthwise 3x3", [&[&[2, 5, 7, 9], &[5, 1, 3, 3], &[5]], &[&[2, 96, 32, 32], &[96, 1, 3, 3], &[96]]], 1, 1, 1),
         conv!("depthwise 7x7", [&[&[1, 5, 9, 11], &[5, 1, 7, 7], &[5]], &[&[1, 96, 32, 32], &[96, 1, 7, 7], &[96]]], 1, 3, 1),
@@ -87,24 +94,24 @@ fn matrices() -> Vec<Case> {
         ),
         case(
             "attention",
-            [&[&[1, 2, 70, 8], &[1, 2, 45, 8], &[1, 2, 45, 8]], &[&[1, 8, 256, 40], &[1, 8, 256, 40], &[1, 8, 256, 40]]],
+            [&[&[1, 70, 64], &[1, 45, 64], &[1, 45, 64]], &[&[1, 256, 320], &[1, 256, 320], &[1, 256, 320]]],
             3,
-            |a| nn::attention(&a[0], &a[1], &a[2], 0.2, false),
-            |a| reference::attention(&a[0], &a[1], &a[2], 0.2, false),
+            |a| nn::attention(&a[0], &a[1], &a[2], 8, 0.2, false),
+            |a| reference::attention(&a[0], &a[1], &a[2], 8, 0.2, false),
         ),
         case(
             "attention, causal",
-            [&[&[1, 2, 45, 8], &[1, 2, 45, 8], &[1, 2, 45, 8]], &[&[2, 12, 77, 64], &[2, 12, 77, 64], &[2, 12, 77, 64]]],
+            [&[&[1, 45, 96], &[1, 45, 96], &[1, 45, 96]], &[&[2, 77, 768], &[2, 77, 768], &[2, 77, 768]]],
             3,
-            |a| nn::attention(&a[0], &a[1], &a[2], 0.125, true),
-            |a| reference::attention(&a[0], &a[1], &a[2], 0.125, true),
+            |a| nn::attention(&a[0], &a[1], &a[2], 12, 0.125, true),
+            |a| reference::attention(&a[0], &a[1], &a[2], 12, 0.125, true),
         ),
         case(
             "attention, wide head",
-            [&[&[1, 1, 33, 160], &[1, 1, 77, 160], &[1, 1, 77, 160]], &[&[1, 1, 128, 512], &[1, 1, 128, 512], &[1, 1, 128, 512]]],
+            [&[&[1, 33, 160], &[1, 77, 160], &[1, 77, 160]], &[&[1, 128, 512], &[1, 128, 512], &[1, 128, 512]]],
             3,
-            |a| nn::attention(&a[0], &a[1], &a[2], 0.05, false),
-            |a| reference::attention(&a[0], &a[1], &a[2], 0.05, false),
+            |a| nn::attention(&a[0], &a[1], &a[2], 1, 0.05, false),
+            |a| reference::attention(&a[0], &a[1], &a[2], 1, 0.05, false),
         ),
     ]
 }
@@ -118,13 +125,6 @@ fn elementwise() -> Vec<Case> {
         case("relu", SIZES, 1, |a| nn::relu(&a[0]), |a| a[0].relu()),
         case("relu6", SIZES, 1, |a| nn::relu6(&(&a[0] * 4.0)?), |a| (&a[0] * 4.0)?.clamp(0.0, 6.0)),
         case("geglu", [&[&[7, 84]], &[&[256, 640]]], 1, |a| nn::geglu(&a[0]), |a| reference::geglu(&a[0])),
-        case(
-            "shift planes",
-            [&[&[2, 3, 7, 5], &[2, 3]], &[&[2, 96, 32, 32], &[2, 96]]],
-            2,
-            |a| nn::shift_planes(&a[0], &a[1]),
-            |a| a[0].broadcast_add(&a[1].unsqueeze(2)?.unsqueeze(3)?),
-        ),
         case(
             "split heads",
             [&[&[2, 7, 12]], &[&[2, 300, 320]]],
@@ -230,10 +230,10 @@ fn masks() -> Vec<Case> {
     vec![
         case(
             "attention with bias",
-            [&[&[2, 2, 70, 8], &[2, 2, 45, 8], &[2, 2, 45, 8]], &[&[2, 8, 100, 32], &[2, 8, 512, 32], &[2, 8, 512, 32]]],
+            [&[&[2, 70, 64], &[2, 45, 64], &[2, 45, 64]], &[&[2, 100, 256], &[2, 512, 256], &[2, 512, 256]]],
             3,
-            |a| nn::attention_with_bias(&a[0], &a[1], &a[2], &bias(a)?, 0.2),
-            |a| reference::attention_with_bias(&a[0], &a[1], &a[2], &bias(a)?, 0.2),
+            |a| nn::attention_with_bias(&a[0], &a[1], &a[2], &bias(a)?, 8, 0.2),
+            |a| reference::attention_with_bias(&a[0], &a[1], &a[2], &bias(a)?, 8, 0.2),
         ),
         case(
             "deformable attention",
@@ -269,7 +269,7 @@ fn uniform(name: &str, count: usize) -> Vec<f32> {
 
 /// A bias that hides a third of the keys (B, N, M), for queries (B, heads, N, d) and keys (B, heads, M, d).
 fn bias(arguments: &[Tensor]) -> Result<Tensor> {
-    let shape = (arguments[0].dim(0)?, arguments[0].dim(2)?, arguments[1].dim(2)?);
+    let shape = (arguments[0].dim(0)?, arguments[0].dim(1)?, arguments[1].dim(1)?);
     let values = uniform("bias", shape.0 * shape.1 * shape.2);
     let values = values.into_iter().map(|x| if x < 0.33 { -1e30 } else { x }).collect();
     Tensor::from_vec(values, shape, arguments[0].device())

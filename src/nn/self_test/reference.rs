@@ -3,9 +3,10 @@
 use crate::nn::ConvSpec;
 use candle_core::{D, DType, Result, Tensor};
 
-/// One value per channel, for maps (B, C, H, W).
+/// One value per channel, or per image and channel, for maps (B, C, H, W).
 fn per_channel(xs: &Tensor) -> Result<Tensor> {
-    xs.reshape((1, xs.elem_count(), 1, 1))
+    let images = if xs.rank() == 2 { xs.dim(0)? } else { 1 };
+    xs.reshape((images, xs.elem_count() / images, 1, 1))
 }
 
 /// Candle's own convolution is right for these sizes (stride 2 wants height and width of one parity).
@@ -23,16 +24,22 @@ pub fn softmax(xs: &Tensor) -> Result<Tensor> {
     raised.broadcast_div(&raised.sum_keepdim(D::Minus1)?)
 }
 
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, causal: bool) -> Result<Tensor> {
-    let (queries, keys) = (q.dim(2)?, k.dim(2)?);
+/// See [`crate::nn::attention`] for shapes.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, causal: bool) -> Result<Tensor> {
+    let (queries, keys) = (q.dim(1)?, k.dim(1)?);
     let hidden = (0..queries * keys).map(|i| if causal && i % keys > i / keys { -1e30 } else { 0.0 });
-    attention_with_bias(q, k, v, &Tensor::from_iter(hidden, q.device())?.reshape((1, queries, keys))?, scale)
+    attention_with_bias(q, k, v, &Tensor::from_iter(hidden, q.device())?.reshape((1, queries, keys))?, heads, scale)
 }
 
 /// `bias` (B or 1, queries, keys) of any type.
-pub fn attention_with_bias(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, scale: f64) -> Result<Tensor> {
-    let scores = (q.matmul(&k.t()?)? * scale)?;
-    softmax(&scores.broadcast_add(&bias.to_dtype(q.dtype())?.unsqueeze(1)?)?)?.matmul(v)
+pub fn attention_with_bias(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
+    let split = |xs: &Tensor| {
+        let (batch, tokens, width) = xs.dims3()?;
+        xs.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()
+    };
+    let scores = (split(q)?.matmul(&split(k)?.t()?)? * scale)?;
+    let mixed = softmax(&scores.broadcast_add(&bias.to_dtype(q.dtype())?.unsqueeze(1)?)?)?.matmul(&split(v)?)?;
+    mixed.transpose(1, 2)?.reshape(q.shape())
 }
 
 /// What every one of `size` pixels of an axis gives to a bilinear sample at `xs` (…): (…, size).

@@ -101,7 +101,10 @@ fn attention_with_bias() {
                 .map(|i| if hidden(i / keys % queries, i % keys) || rng.below(3) == 0 { -1e30 } else { rng.uniform() })
                 .collect();
             let map = Tensor::from_vec(bias.clone(), (images, queries, keys), &Device::Cpu).unwrap();
-            let op = |a: &[Tensor]| nn::attention_with_bias(&a[0], &a[1], &a[2], &map, scale);
+            let op = |a: &[Tensor]| {
+                let [q, k, v] = [nn::join_heads(&a[0])?, nn::join_heads(&a[1])?, nn::join_heads(&a[2])?];
+                nn::split_heads(&nn::attention_with_bias(&q, &k, &v, &map, sharing, scale)?, sharing)
+            };
             let results = expected(&[&q, &ks, &v], op, |shape| draw(k, "g", shape));
             let (q, ks, v, g) = (up(k, &q), up(k, &ks), up(k, &v), up(k, &results[1]));
             let bias = Buffer::from_values(&bias, Kind::F32);
