@@ -30,6 +30,9 @@ struct Flags {
     /// Captions, one JSON object a line: {"file_name": "a.jpg", "text": "a photo of cars"}
     #[arg(long, value_name = "FILE")]
     captions: Option<String>,
+    /// Label maps of the photos, from which the U-Net learns more about things
+    #[arg(long, value_name = "DIR")]
+    labels: Option<String>,
     /// Caption of photos without one of their own
     #[arg(long, value_name = "TEXT")]
     template: Option<String>,

@@ -5,6 +5,47 @@ use crate::base::{Rng, group};
 use crate::models::stable_diffusion::UNet;
 use crate::nn::mse;
 use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// How timesteps are drawn, in the words of diffusers' training scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightingScheme {
+    /// All alike.
+    #[default]
+    None,
+    /// The logit of their share of all timesteps is normal.
+    LogitNormal,
+}
+
+/// Which of T timesteps an item of a step gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Timesteps {
+    /// Any.
+    Uniform,
+    /// ⌊T·sigmoid(x)⌋ with normal x.
+    ///
+    /// # Source
+    /// Stable Diffusion 3, section 3.1.
+    LogitNormal {
+        /// Of x.
+        mean: f64,
+        /// Of x.
+        std: f64,
+    },
+}
+
+impl Timesteps {
+    fn draw(self, count: usize, rng: &mut Rng) -> usize {
+        match self {
+            Self::Uniform => rng.below(count),
+            Self::LogitNormal { mean, std } => {
+                let share = 1.0 / (1.0 + (-(mean + std * f64::from(rng.normal()))).exp());
+                ((share * count as f64) as usize).min(count - 1)
+            }
+        }
+    }
+}
 
 /// Draws of one training step, one item of the batch each, so that they do not depend on the batch size.
 #[derive(Debug, Clone)]
@@ -20,13 +61,13 @@ impl Draws {
     ///
     /// # Randomness
     /// Per item: one timestep, then the noise in row-major order.
-    pub fn new(latents: &Tensor, train_timesteps: usize, seed: u64, step: u64) -> Result<Self> {
+    pub fn new(latents: &Tensor, kind: Timesteps, train_timesteps: usize, seed: u64, step: u64) -> Result<Self> {
         let (batch, channels, height, width) = latents.dims4()?;
         let mut timesteps = Vec::with_capacity(batch);
         let mut noise = Vec::with_capacity(batch);
         for item in group::current().items(batch as u64) {
             let mut rng = Rng::stream(seed, "denoising", &[step, item]);
-            timesteps.push(rng.below(train_timesteps));
+            timesteps.push(kind.draw(train_timesteps, &mut rng));
             noise.push(rng.normal_tensor(&[1, channels, height, width], latents.device())?);
         }
         Ok(Self { noise: Tensor::cat(&noise, 0)?, timesteps })
@@ -79,5 +120,26 @@ impl Denoised {
         let half = self.prediction.dim(0)? / 2;
         let part = |start| mse(&self.prediction.narrow(0, start, half)?, &self.target.narrow(0, start, half)?);
         part(0)? + (part(half)? * weight)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timesteps_are_spread_as_asked() {
+        let drawn = |kind: Timesteps| -> Vec<usize> {
+            let mut rng = Rng::stream(0, "timesteps", &[]);
+            (0..4000).map(|_| kind.draw(1000, &mut rng)).collect()
+        };
+        let below = |drawn: &[usize], bound: usize| drawn.iter().filter(|t| **t < bound).count() as f64 / drawn.len() as f64;
+        let uniform = drawn(Timesteps::Uniform);
+        assert!((below(&uniform, 300) - 0.3).abs() < 0.03 && uniform.iter().all(|t| *t < 1000));
+        // Half lies below sigmoid(mean), 84 % below sigmoid(mean + std).
+        let normal = drawn(Timesteps::LogitNormal { mean: -0.5, std: 0.8 });
+        assert!((below(&normal, 378) - 0.5).abs() < 0.03, "{}", below(&normal, 378));
+        assert!((below(&normal, 574) - 0.841).abs() < 0.03, "{}", below(&normal, 574));
+        assert!(drawn(Timesteps::LogitNormal { mean: 60.0, std: 1.0 }).iter().all(|t| *t == 999));
     }
 }

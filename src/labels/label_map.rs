@@ -46,6 +46,28 @@ impl LabelMap {
         Tensor::from_vec(ids, (self.height, self.width), device)
     }
 
+    /// The id that most pixels of every cell of a grid have, of equal ones the smallest; [`IGNORE`] where there is no other.
+    ///
+    /// # Errors
+    /// A grid with more rows or columns than the map.
+    pub fn majority(&self, (rows, columns): (usize, usize)) -> Result<Self> {
+        if rows > self.height || columns > self.width || rows * columns == 0 {
+            return Err(Error::Usage(format!("a label map of {}x{} has no {rows}x{columns} cells", self.height, self.width)));
+        }
+        let cell = |index: usize, cells: usize, size: usize| index * size / cells..(index + 1) * size / cells;
+        let most = |i: usize| {
+            let mut counts = [0u32; 256];
+            for y in cell(i / columns, rows, self.height) {
+                for &id in &self.ids[y * self.width..][cell(i % columns, columns, self.width)] {
+                    counts[usize::from(id)] += 1;
+                }
+            }
+            let ids = (0..IGNORE).filter(|&id| counts[usize::from(id)] > 0);
+            ids.rev().max_by_key(|&id| counts[usize::from(id)]).unwrap_or(IGNORE)
+        };
+        Ok(Self { height: rows, width: columns, ids: (0..rows * columns).map(most).collect() })
+    }
+
     /// Pixels per id; index 255 counts the ignored ones.
     pub fn histogram(&self) -> [u64; 256] {
         let mut counts = [0; 256];
@@ -65,6 +87,17 @@ mod tests {
         let logits = Tensor::new(&[[[0f32, 2., 1.]], [[1., 2., 0.]], [[-1., 2., 1.]]], &Device::Cpu).unwrap();
         let map = LabelMap::from_logits(&logits).unwrap();
         assert_eq!((map.height, map.width, map.ids), (1, 3, vec![1, 0, 0]));
+    }
+
+    #[test]
+    fn cells_get_the_id_of_most_of_their_pixels() {
+        let rows = [[1, 1, 0, 255, 4], [1, 2, 0, 255, 4], [3, 3, 255, 255, 4], [5, 5, 255, 255, 4], [7, 7, 255, 255, 9]];
+        let map = LabelMap { height: 5, width: 5, ids: rows.concat() };
+        // Rows 0–1 and 2–4, columns 0–1 and 2–4. Of equal counts the smallest; 255 only where nothing else is.
+        assert_eq!(map.majority((2, 2)).unwrap().ids, [1, 0, 3, 4]);
+        assert_eq!(map.majority((5, 5)).unwrap().ids, map.ids);
+        assert_eq!(LabelMap::filled(2, 2, IGNORE).majority((1, 1)).unwrap().ids, [IGNORE]);
+        assert!(map.majority((6, 5)).is_err() && map.majority((0, 1)).is_err());
     }
 
     #[test]

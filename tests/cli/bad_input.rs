@@ -1,6 +1,6 @@
 //! Bad files, values and surroundings: one clear error, the right exit code, nothing half-written.
 
-use super::support::{ADAPT, PERSONALIZE, PRETRAIN, SIZE, Sandbox, outcome};
+use super::support::{ADAPT, PERSONALIZE, PRETRAIN, SIZE, Sandbox, lines, outcome};
 use datum::io::images::{GrayImage, RgbImage, write_gray_png, write_gray16_png, write_palette_png, write_png};
 
 fn golden(name: &str) -> String {
@@ -71,6 +71,22 @@ fn folders_and_captions_are_checked() {
     for part in ["1 of 4 photos have their own", "broken.png"] {
         assert!(trained.stderr.contains(part), "{}", trained.stderr);
     }
+}
+
+#[test]
+fn labels_of_pretraining_are_checked() {
+    let sandbox = Sandbox::new();
+    let line = format!("{PRETRAIN} --labels set/labels --set vae.steps=1 --set unet.steps=2");
+    sandbox.fails(&format!("{line} --set unet.label_classes=0"), 2, &["unet.label_classes 0", "1 to 255"]);
+    sandbox.fails(&format!("{line} --set unet.label_classes=1 --set unet.batch_size=8"), 3, &["train ids 0 to 0", "ids up to 2"]);
+    sandbox.fails(&format!("{line} --set vae.equivariance=0.5 --set vae.crop=30"), 2, &["vae.crop 30", "4", "twice"]);
+    sandbox.ok(&format!("{line} --output out"));
+    let metrics = lines(&sandbox.path("out/metrics-unet.jsonl"));
+    assert!(metrics.len() == 2 && metrics.iter().all(|step| step.contains("\"label_loss\":")), "{metrics:?}");
+    write_gray_png(&sandbox.path("set/labels/p0.png"), (3, 2), &[0; 6], &[]).unwrap();
+    sandbox.fails(&format!("{line} --set unet.batch_size=8"), 3, &["p0.png", "the size of its photo", "3x2"]);
+    std::fs::remove_file(sandbox.path("set/labels/p0.png")).unwrap();
+    sandbox.fails(&line, 3, &["set/labels", "1 of 4 photos", "p0.png"]);
 }
 
 #[test]

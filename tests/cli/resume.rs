@@ -27,7 +27,8 @@ fn survives_a_kill(line: &str, files: &[&str], results: &[&str]) -> Sandbox {
 
 #[test]
 fn pretrain_survives_kills_in_both_stages() {
-    let line = format!("{PRETRAIN} --set vae.steps=12 --set unet.steps=12");
+    let options = "--labels set/labels --set unet.weighting_scheme=logit_normal --set vae.equivariance=0.5";
+    let line = format!("{PRETRAIN} --set vae.steps=12 --set unet.steps=12 {options}");
     let files = ["checkpoints/vae/step-000002", "checkpoints/unet/step-000002"];
     let sandbox = survives_a_kill(&line, &files, &["model", "metrics-vae.jsonl", "metrics-unet.jsonl"]);
     let longer = line.replace("unet.steps=12", "unet.steps=13");

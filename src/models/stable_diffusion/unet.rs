@@ -182,6 +182,17 @@ impl UNet {
     /// # Shapes
     /// `latents` (B, 4, h, w), `timesteps` (B) f32 in 0…999, `context` (B, T, D) → (B, 4, h, w)
     pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
+        Ok(self.forward_with_features(latents, timesteps, context)?.0)
+    }
+
+    /// As [`Self::forward`], and the features behind the lowest level of the way up: (B, C, h', w'), C the channels of that level,
+    /// h' and w' those of the level above it.
+    pub fn forward_with_features(
+        &self,
+        latents: &Tensor,
+        timesteps: &Tensor,
+        context: &Tensor,
+    ) -> TensorResult<(Tensor, Tensor)> {
         self.run(latents, timesteps, context, &|stage, [xs, time, context]| stage.forward(xs, time, context))
     }
 
@@ -194,13 +205,14 @@ impl UNet {
         context: &Tensor,
         recompute: &Recompute,
     ) -> TensorResult<Tensor> {
-        self.run(latents, timesteps, context, &|stage, inputs| {
+        let run = |stage: &Arc<Stage>, inputs: [&Tensor; 3]| {
             let stage = stage.clone();
             recompute.run(move |xs, time, context| stage.forward(xs, time, context), inputs)
-        })
+        };
+        Ok(self.run(latents, timesteps, context, &run)?.0)
     }
 
-    fn run(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor, step: &RunStage) -> TensorResult<Tensor> {
+    fn run(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor, step: &RunStage) -> TensorResult<(Tensor, Tensor)> {
         let time = self.time_embedding.forward(timesteps)?.to_dtype(self.dtype)?;
         let context = &context.to_dtype(self.dtype)?;
         let mut xs = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
@@ -218,6 +230,7 @@ impl UNet {
         for stage in &self.middle.0 {
             xs = step(stage, [&xs, &time, context])?;
         }
+        let mut lowest = None;
         for (level, sampler) in &self.up {
             for stage in &level.0 {
                 // `build_up` popped the same stack, so there is one left.
@@ -228,8 +241,10 @@ impl UNet {
                 let (_, _, height, width) = skip.dims4()?;
                 xs = sampler.forward(&xs, (height, width))?;
             }
+            lowest.get_or_insert_with(|| xs.clone());
         }
-        self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)?.to_dtype(DType::F32)
+        let prediction = self.conv_out.forward(&self.norm_out.forward_silu(&xs)?)?.to_dtype(DType::F32)?;
+        Ok((prediction, lowest.unwrap_or(xs)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every value of the DATUM stages with its default. Field names are the keys of recipes and of `--set`.
 
 use crate::base::{Error, Result};
+use crate::diffusion::denoising::{Timesteps, WeightingScheme};
 use crate::diffusion::noise_schedule::{BetaSchedule, PredictionType};
 use crate::systems::shared::Size;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub struct PretrainConfig {
     pub captions: String,
     /// Caption of photos without one of their own.
     pub template: String,
+    /// Folder of label maps of the photos (PNGs of train ids, of the photos' names), from which the U-Net learns more about things
+    /// than their captions tell, see `unet.label_weight`; empty: none.
+    pub labels: String,
     /// `scratch` (the architecture below) or a model to go on from: `nano`, a diffusers folder or a hub id (only its U-Net and
     /// text encoder learn).
     pub base: String,
@@ -51,7 +55,18 @@ impl PretrainConfig {
             ("vae.crop", self.vae.crop),
             ("vae.batch_size", self.vae.batch_size),
             ("unet.batch_size", self.unet.batch_size),
-        ])
+        ])?;
+        let (classes, spread, share) = (self.unet.label_classes, self.unet.logit_std, self.vae.equivariance);
+        if !(1..=255).contains(&classes) {
+            return Err(Error::Usage(format!("unet.label_classes {classes} is not 1 to 255")));
+        }
+        if spread.is_nan() || spread <= 0.0 {
+            return Err(Error::Usage(format!("unet.logit_std {spread} is not above 0")));
+        }
+        if !(0.0..=1.0).contains(&share) {
+            return Err(Error::Usage(format!("vae.equivariance {share} is not 0 to 1")));
+        }
+        Ok(())
     }
 }
 
@@ -82,6 +97,9 @@ pub struct VaeTraining {
     pub edge_weight: f64,
     /// Weight of the loss on colour differences, which grey photos would teach last.
     pub colour_weight: f64,
+    /// Share of steps in which halved latents have to become halved photos: latents whose detail is like that of photos are easier to
+    /// denoise (EQ-VAE, Kouzelis et al., 2025, for the factor 2).
+    pub equivariance: f32,
     /// Share of crops whose light is changed, so that the autoencoder serves other light than that of the photos.
     pub relight: f32,
 }
@@ -123,6 +141,18 @@ pub struct UnetTraining {
     /// Last β.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_end: Option<f64>,
+    /// How timesteps are drawn in training, as in diffusers' scripts: `none` (all alike) or `logit_normal`.
+    pub weighting_scheme: WeightingScheme,
+    /// `logit_normal`: mean of the logit of the timestep's share of all timesteps; below 0 there is less noise.
+    pub logit_mean: f64,
+    /// `logit_normal`: standard deviation of that logit.
+    pub logit_std: f64,
+    /// With `labels`: weight of the cross-entropy of what two 1×1 convolutions read off the features behind the lowest level of the way
+    /// up, in each of their cells the class of most pixels. It makes the U-Net see things while it denoises (as REPA, Yu et al.,
+    /// 2024, does with features of another network); the two convolutions are not kept.
+    pub label_weight: f64,
+    /// Train ids of `labels` are below it; 255 is no class.
+    pub label_classes: usize,
     /// Optimiser steps.
     pub steps: u64,
     /// Images per step.
@@ -135,12 +165,23 @@ pub struct UnetTraining {
     pub ema_decay: f64,
 }
 
+impl UnetTraining {
+    /// How timesteps are drawn.
+    pub fn timesteps(&self) -> Timesteps {
+        match self.weighting_scheme {
+            WeightingScheme::None => Timesteps::Uniform,
+            WeightingScheme::LogitNormal => Timesteps::LogitNormal { mean: self.logit_mean, std: self.logit_std },
+        }
+    }
+}
+
 impl Default for PretrainConfig {
     fn default() -> Self {
         Self {
             images: String::new(),
             captions: String::new(),
             template: "a photo of an urban scene".into(),
+            labels: String::new(),
             base: "scratch".into(),
             seed: 0,
             size: Size { height: 240, width: 320 },
@@ -166,6 +207,7 @@ impl Default for VaeTraining {
             kl_weight: 1e-6,
             edge_weight: 0.5,
             colour_weight: 2.0,
+            equivariance: 0.0,
             relight: 0.6,
         }
     }
@@ -187,6 +229,11 @@ impl Default for UnetTraining {
             beta_schedule: None,
             beta_start: None,
             beta_end: None,
+            weighting_scheme: WeightingScheme::None,
+            logit_mean: 0.0,
+            logit_std: 1.0,
+            label_weight: 0.3,
+            label_classes: 19,
             steps: 3000,
             batch_size: 8,
             learning_rate: 6e-4,

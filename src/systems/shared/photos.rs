@@ -3,9 +3,10 @@
 use super::Size;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, Rng};
-use crate::data::resize::antialiased;
+use crate::data::resize::{antialiased, nearest};
 use crate::data::transforms::Example;
 use crate::io::images::{self, RgbImage};
+use crate::labels::{IGNORE, LabelMap};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,17 @@ pub struct PhotoSettings<'a> {
     pub size: Size,
     /// Chance that a use of a photo mirrors it.
     pub flip: f32,
+    /// Where label maps of the photos are, if they are wanted.
+    pub labels: Option<LabelSettings<'a>>,
+}
+
+/// Label maps: PNGs of train ids, named and sized as the photos.
+#[derive(Debug, Clone, Copy)]
+pub struct LabelSettings<'a> {
+    /// Their folder.
+    pub folder: &'a str,
+    /// Ids below it are classes, 255 is none.
+    pub classes: usize,
 }
 
 /// Photos with captions.
@@ -35,6 +47,9 @@ pub struct Photos {
     /// (height, width) that photos are resized to cover.
     size: (usize, usize),
     flip: f32,
+    /// The label map of each photo, or none at all.
+    labels: Vec<PathBuf>,
+    classes: usize,
     /// Decoded photos, where all of them fit into memory.
     cache: Option<Arc<Vec<OnceLock<Example>>>>,
 }
@@ -84,10 +99,12 @@ impl Photos {
             return Err(Error::data(settings.captions, expected, "none of these names", next));
         }
         let (size, flip) = ((settings.size.height, settings.size.width), settings.flip);
+        let labels = settings.labels.map_or(Ok(Vec::new()), |labels| label_files(labels.folder, &paths))?;
+        let classes = settings.labels.map_or(0, |labels| labels.classes);
         // Twice the area: photos cover the size and may be longer.
-        let fits = paths.len() * size.0 * size.1 * 3 * 2 <= CACHE_BYTES;
+        let fits = paths.len() * size.0 * size.1 * 4 * 2 <= CACHE_BYTES;
         let cache = fits.then(|| Arc::new(paths.iter().map(|_| OnceLock::new()).collect()));
-        Ok(Self { paths, captions, size, flip, cache })
+        Ok(Self { paths, captions, size, flip, labels, classes, cache })
     }
 
     /// Number of photos.
@@ -120,11 +137,20 @@ impl Photos {
 
     /// The photo resized to cover the size and cropped in the middle, mirrored if asked for.
     pub fn whole(&self, index: usize, flip: bool) -> Result<RgbImage> {
+        Ok(self.example(index, flip)?.image)
+    }
+
+    /// As [`Self::whole`], the label map; none when no folder of label maps was given.
+    pub fn whole_label(&self, index: usize, flip: bool) -> Result<Option<LabelMap>> {
+        Ok(self.example(index, flip)?.label)
+    }
+
+    fn example(&self, index: usize, flip: bool) -> Result<Example> {
         let cover = self.covering(index)?;
         let (height, width) = self.size;
         let offset = ((cover.image.height - height) / 2, (cover.image.width - width) / 2);
         let cropped = cover.crop(offset, self.size);
-        Ok(if flip { cropped.flip() } else { cropped }.image)
+        Ok(if flip { cropped.flip() } else { cropped })
     }
 
     /// A random square crop of a random photo.
@@ -167,7 +193,42 @@ impl Photos {
         let scale = (self.size.0 as f64 / image.height as f64).max(self.size.1 as f64 / image.width as f64);
         let cover = |side: usize, least: usize| ((side as f64 * scale).round() as usize).max(least);
         let size = (cover(image.height, self.size.0), cover(image.width, self.size.1));
-        Ok(Example { image: antialiased(&image, size), label: None })
+        let label = self.labels.get(index).map(|path| self.label(path, (image.height, image.width))).transpose()?;
+        Ok(Example { image: antialiased(&image, size), label: label.map(|label| nearest(&label, size)) })
+    }
+
+    fn label(&self, path: &Path, size: (usize, usize)) -> Result<LabelMap> {
+        let raw = images::read_label(path)?;
+        if (raw.height, raw.width) != size {
+            let found = format!("{}x{}", raw.height, raw.width);
+            return Err(Error::data(path, format!("the size of its photo, {}x{}", size.0, size.1), found, "check `labels`"));
+        }
+        let id = |&id: &u16| u8::try_from(id).ok().filter(|&id| usize::from(id) < self.classes || id == IGNORE);
+        match raw.pixels.iter().map(id).collect() {
+            Some(ids) => Ok(LabelMap { height: size.0, width: size.1, ids }),
+            None => {
+                let (largest, last) = (raw.pixels.iter().max().copied().unwrap_or(0), self.classes - 1);
+                let next = "map the ids to train ids, e.g. by `datum dataset prepare`, or correct `unet.label_classes`";
+                Err(Error::data(path, format!("train ids 0 to {last} or {IGNORE}"), format!("ids up to {largest}"), next))
+            }
+        }
+    }
+}
+
+/// The label map of every photo.
+fn label_files(folder: &str, photos: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let name = |photo: &PathBuf| {
+        let stem = photo.file_stem().unwrap_or_default().to_string_lossy();
+        Path::new(folder).join(format!("{stem}.png"))
+    };
+    let files: Vec<PathBuf> = photos.iter().map(name).collect();
+    let missing = files.iter().filter(|file| !file.is_file()).count();
+    match files.iter().find(|file| !file.is_file()) {
+        None => Ok(files),
+        Some(first) => {
+            let found = format!("none for {missing} of {} photos, e.g. no {}", photos.len(), first.display());
+            Err(Error::data(folder, "a label map (PNG) of the name of each photo", found, "check `labels`"))
+        }
     }
 }
 

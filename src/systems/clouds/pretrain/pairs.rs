@@ -46,7 +46,8 @@ impl Pairs {
     /// Fewer photos with captions than a batch needs; a vocabulary that is too small.
     pub fn open(config: &ClipPretrainConfig, progress: &dyn Progress) -> Result<Self> {
         let ClipPretrainConfig { images, captions, size, flip, .. } = config;
-        let photos = Photos::open(&PhotoSettings { images, captions, template: None, size: *size, flip: *flip }, progress)?;
+        let photos =
+            Photos::open(&PhotoSettings { images, captions, template: None, size: *size, flip: *flip, labels: None }, progress)?;
         let held_out = evenly(photos.len(), config.validation_images.min(photos.len() / LARGEST_HELD_OUT));
         let learned: Vec<usize> = (0..photos.len()).filter(|index| held_out.binary_search(index).is_err()).collect();
         if learned.len() < config.batch_size {

@@ -4,7 +4,7 @@ use super::base::{BASE_FILE, LORA_FILE, MODEL_FOLDER};
 use super::{Method, PersonalizeConfig};
 use crate::base::metrics::Metrics;
 use crate::base::{Error, Result, Rng, group};
-use crate::diffusion::denoising::{Denoised, Draws};
+use crate::diffusion::denoising::{Denoised, Draws, Timesteps};
 use crate::diffusion::model::Model;
 use crate::diffusion::noise_schedule::NoiseSchedule;
 use crate::diffusion::sampler::SamplerKind;
@@ -127,7 +127,7 @@ impl<'a> DreamBooth<'a> {
         let (latents, prompts) = self.batch(step, micro)?;
         let context = self.networks.text.forward(&token_ids(&self.model.tokenizer, &prompts)?)?;
         let number = step * self.config.gradient_accumulation_steps as u64 + micro;
-        let draws = Draws::new(&latents, self.noise_levels.num_train_timesteps(), self.config.seed, number)?;
+        let draws = Draws::new(&latents, Timesteps::Uniform, self.noise_levels.num_train_timesteps(), self.config.seed, number)?;
         let (unet, recompute) = (&self.networks.unet, self.recompute.as_ref());
         let denoised = Denoised::with(&self.noise_levels, &latents, &draws, |noisy, timesteps| match recompute {
             Some(recompute) => unet.forward_recomputed(noisy, timesteps, &context, recompute),

@@ -7,7 +7,7 @@ use crate::data::loader::Loader;
 use crate::diffusion::model::Model;
 use crate::diffusion::text_to_image::to_tensor;
 use crate::models::stable_diffusion::Vae;
-use crate::nn::Builder;
+use crate::nn::{Builder, resize_bilinear};
 use crate::systems::shared::photos::Photos;
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
@@ -103,6 +103,10 @@ impl Training for Autoencoder<'_> {
         let moments = self.vae.encode(&images)?;
         let mut rng = Rng::stream(self.config.seed, "autoencoder noise", &[step]);
         let latents = moments.sample(&rng.normal_items(moments.mean.dims(), moments.mean.device())?)?;
+        let (images, latents) = match Rng::stream(self.config.seed, "autoencoder scale", &[step]).uniform() {
+            draw if draw < self.config.vae.equivariance => (half(&images)?, half(&latents)?),
+            _ => (images, latents),
+        };
         let decoded = self.vae.decode(&latents)?;
         let terms = Terms::new(&images, &decoded, &moments.mean, &moments.logvar)?;
         let loss = terms.total(&self.config)?;
@@ -161,8 +165,29 @@ impl Terms {
     }
 }
 
+/// Means of 2×2 pixels: (B, C, H, W) → (B, C, H/2, W/2).
+fn half(xs: &Tensor) -> TensorResult<Tensor> {
+    let (_, _, height, width) = xs.dims4()?;
+    resize_bilinear(xs, (height / 2, width / 2), false)
+}
+
 /// Differences of neighbours along `dim`.
 fn slope(xs: &Tensor, dim: usize) -> TensorResult<Tensor> {
     let length = xs.dim(dim)? - 1;
     xs.narrow(dim, 1, length)? - xs.narrow(dim, 0, length)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn half_takes_means_of_four() {
+        let values: Vec<f32> = (0..48).map(|i| ((i * 37) % 23) as f32).collect();
+        let xs = Tensor::from_vec(values, (1, 2, 4, 6), &Device::Cpu).unwrap();
+        let means = xs.reshape((1, 2, 2, 2, 3, 2)).unwrap().mean((3, 5)).unwrap();
+        let error = (half(&xs).unwrap() - means).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        assert!(error.to_scalar::<f32>().unwrap() < 1e-5);
+    }
 }

@@ -2,12 +2,14 @@
 
 use super::PretrainConfig;
 use super::autoencoder::cosine;
+use super::label_head::LabelHead;
 use crate::base::metrics::Metrics;
 use crate::base::{Result, Rng, group};
 use crate::diffusion::denoising::{Denoised, Draws};
 use crate::diffusion::model::Model;
 use crate::diffusion::noise_schedule::NoiseSchedule;
 use crate::diffusion::text_to_image::{to_tensor, token_ids};
+use crate::labels::{IGNORE, LabelMap};
 use crate::models::stable_diffusion::{Moments, TextEncoder, UNet, Vae};
 use crate::nn::{Builder, ParamStore};
 use crate::systems::shared::photos::Photos;
@@ -26,9 +28,11 @@ pub struct Denoiser<'a> {
     model: &'a Model,
     unet: UNet,
     text: TextEncoder,
+    /// Where label maps are given.
+    label_head: Option<LabelHead>,
     vae: Vae,
     noise_levels: NoiseSchedule,
-    /// Trained parameters, `unet.…` and `text_encoder.…`.
+    /// Trained parameters, `unet.…`, `text_encoder.…` and `label_head.…`.
     parameters: ParamStore,
     /// Their running average, which is kept in the end.
     average: ParamStore,
@@ -46,6 +50,7 @@ impl<'a> Denoiser<'a> {
     pub fn new(model: &'a Model, photos: &'a Photos, config: &PretrainConfig) -> Result<Self> {
         let mut parameters = model.unet.prefixed("unet");
         parameters.merge(&model.text.prefixed("text_encoder"));
+        let label_head = label_head(model, config, &mut parameters)?;
         let settings = AdamWConfig { max_gradient_norm: Some(1.0), ..AdamWConfig::default() };
         // Words that no caption holds have no gradient in single steps; position and token tables are sparse by nature.
         let sparse = |name: &str| name.contains("embeddings");
@@ -53,6 +58,7 @@ impl<'a> Denoiser<'a> {
             model,
             unet: UNet::new(&model.unet_config, &Builder::from_store(&model.unet))?,
             text: TextEncoder::new(&model.text_config, &Builder::from_store(&model.text))?,
+            label_head,
             vae: model.frozen_vae()?,
             noise_levels: model.schedule()?,
             average: parameters.copied()?,
@@ -81,41 +87,91 @@ impl<'a> Denoiser<'a> {
         Ok((moments.sample(&noise)? * self.vae.scaling_factor())?)
     }
 
-    /// Latents and captions of one step.
+    /// What one step sees.
     ///
     /// # Randomness
     /// Per item: photo, mirror, latent noise, caption, caption dropout.
-    fn batch(&mut self, step: u64) -> Result<(Tensor, Vec<String>)> {
-        let (mut latents, mut captions) = (Vec::new(), Vec::new());
+    fn batch(&mut self, step: u64) -> Result<Batch> {
+        let (mut latents, mut captions, mut photos) = (Vec::new(), Vec::new(), Vec::new());
         for item in group::current().items(self.config.unet.batch_size as u64) {
             let mut rng = Rng::stream(self.config.seed, "denoiser item", &[step, item]);
             let index = rng.below(self.photos.len());
             let flip = self.photos.draw_flip(&mut rng);
+            photos.push((index, flip));
             latents.push(self.latents(index, flip, &mut rng)?);
             let caption = self.photos.caption(index, &mut rng).to_string();
             captions.push(if rng.uniform() < self.config.unet.caption_dropout { String::new() } else { caption });
         }
-        Ok((Tensor::cat(&latents, 0)?, captions))
+        Ok(Batch { latents: Tensor::cat(&latents, 0)?, captions, photos })
     }
+
+    /// How well the label head knows what the photos show.
+    fn label_loss(&self, head: &LabelHead, features: &Tensor, photos: &[(usize, bool)]) -> Result<Tensor> {
+        let (_, _, height, width) = features.dims4()?;
+        let cells = |&(index, flip): &(usize, bool)| -> Result<Tensor> {
+            let label = self.photos.whole_label(index, flip)?.unwrap_or_else(|| LabelMap::filled(height, width, IGNORE));
+            Ok(label.majority((height, width))?.to_tensor(features.device())?)
+        };
+        let labels = photos.iter().map(cells).collect::<Result<Vec<_>>>()?;
+        Ok(head.loss(features, &Tensor::stack(&labels, 0)?)?)
+    }
+}
+
+struct Batch {
+    latents: Tensor,
+    captions: Vec<String>,
+    /// Number of each photo, and whether it is mirrored.
+    photos: Vec<(usize, bool)>,
+}
+
+/// The label head, if label maps are given; its parameters join the others.
+fn label_head(model: &Model, config: &PretrainConfig, parameters: &mut ParamStore) -> Result<Option<LabelHead>> {
+    let (classes, Some(channels)) = (config.unet.label_classes, model.unet_config.block_out_channels.last()) else {
+        return Ok(None);
+    };
+    if config.labels.is_empty() {
+        return Ok(None);
+    }
+    let builder = Builder::random(config.seed);
+    let head = LabelHead::new(*channels, classes, &builder.pp("label_head"))?;
+    parameters.merge(&builder.finish()?);
+    Ok(Some(head))
 }
 
 impl Training for Denoiser<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics> {
-        let (latents, captions) = self.batch(step)?;
+        let Batch { latents, captions, photos } = self.batch(step)?;
         let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
         let context = self.text.forward(&token_ids(&self.model.tokenizer, &captions)?)?;
-        let draws = Draws::new(&latents, self.noise_levels.num_train_timesteps(), self.config.seed, step)?;
-        let loss = Denoised::new(&self.unet, &self.noise_levels, &latents, &context, &draws)?.loss()?;
-        let gradients = Gradients::of(&loss, self.optimizer.parameters())?;
+        let (kind, count) = (self.config.unet.timesteps(), self.noise_levels.num_train_timesteps());
+        let draws = Draws::new(&latents, kind, count, self.config.seed, step)?;
+        let mut features = None;
+        let denoised = Denoised::with(&self.noise_levels, &latents, &draws, |noisy, timesteps| {
+            let (prediction, lowest) = self.unet.forward_with_features(noisy, timesteps, &context)?;
+            features = Some(lowest);
+            Ok(prediction)
+        })?;
+        let loss = denoised.loss()?;
+        let label_loss = match (&self.label_head, features) {
+            (Some(head), Some(features)) => Some(self.label_loss(head, &features, &photos)?),
+            _ => None,
+        };
+        let total = match &label_loss {
+            Some(label_loss) => (&loss + (label_loss * self.config.unet.label_weight)?)?,
+            None => loss.clone(),
+        };
+        let gradients = Gradients::of(&total, self.optimizer.parameters())?;
         let rate = self.schedule.learning_rate(self.config.unet.learning_rate, step);
         let norm = self.optimizer.step(&gradients, rate)?;
         self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
         ema::update(&self.average, &self.parameters, ema::ramp(self.config.unet.ema_decay, step))?;
-        Ok(Metrics::from([
-            ("loss".into(), f64::from(loss.to_scalar::<f32>()?)),
-            ("gradient_norm".into(), norm),
-            ("learning_rate".into(), rate),
-        ]))
+        let number = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
+        let mut metrics =
+            Metrics::from([("loss".into(), number(&loss)?), ("gradient_norm".into(), norm), ("learning_rate".into(), rate)]);
+        if let Some(label_loss) = &label_loss {
+            metrics.insert("label_loss".into(), number(label_loss)?);
+        }
+        Ok(metrics)
     }
 
     fn snapshot(&self) -> Result<Snapshot> {

@@ -5,6 +5,7 @@
 
 mod autoencoder;
 mod denoiser;
+mod label_head;
 mod latents;
 mod thumbnail;
 
@@ -18,7 +19,7 @@ use crate::io::tokenizer::Tokenizer;
 use crate::models::stable_diffusion::config::{DownBlock, PerLevel, UpBlock};
 use crate::models::stable_diffusion::{SchedulerConfig, TextConfig, UNetConfig, VaeConfig};
 use crate::report::tensorboard;
-use crate::systems::shared::photos::{PhotoSettings, Photos};
+use crate::systems::shared::photos::{LabelSettings, PhotoSettings, Photos};
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
@@ -37,12 +38,14 @@ pub fn run(
     progress: &dyn Progress,
 ) -> Result<PathBuf> {
     config.validate()?;
+    let labels = LabelSettings { folder: &config.labels, classes: config.unet.label_classes };
     let settings = PhotoSettings {
         images: &config.images,
         captions: &config.captions,
         template: Some(&config.template),
         size: config.size,
         flip: config.flip,
+        labels: (!config.labels.is_empty()).then_some(labels),
     };
     let photos = Photos::open(&settings, progress)?;
     let mut model = start(config, &photos, places, progress)?;
@@ -53,11 +56,12 @@ pub fn run(
             config.size.height, config.size.width
         )));
     }
-    if !config.vae.crop.is_multiple_of(factor) {
-        return Err(Error::Usage(format!(
-            "vae.crop {} is no multiple of {factor}, the autoencoder's reduction",
-            config.vae.crop
-        )));
+    // Halved latents are whole, too.
+    let step = if config.vae.equivariance > 0.0 { 2 * factor } else { factor };
+    if !config.vae.crop.is_multiple_of(step) {
+        let twice = if step > factor { "twice " } else { "" };
+        let crop = config.vae.crop;
+        return Err(Error::Usage(format!("vae.crop {crop} is no multiple of {step}, {twice}the autoencoder's reduction")));
     }
     let [resume_vae, resume_unet] = resumes(resume);
     if config.base == "scratch" {
@@ -104,8 +108,9 @@ fn stage<'a>(
 ) -> Result<Stage<'a>> {
     let whole = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))?;
     let mut identity: BTreeMap<String, serde_json::Value> = BTreeMap::new();
-    for key in ["seed", "size", "base", if folder == "vae" { "vae" } else { "unet" }] {
-        identity.insert(key.into(), whole[key].clone());
+    let own: &[&str] = if folder == "vae" { &["vae"] } else { &["unet", "labels"] };
+    for key in ["seed", "size", "base"].iter().chain(own) {
+        identity.insert((*key).into(), whole[*key].clone());
     }
     let checkpointing_steps = config.checkpointing_steps;
     Ok(Stage { run, name: folder, folder, steps: 0, checkpointing_steps, keep: 1, identity, resume, progress, sinks })
