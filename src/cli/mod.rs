@@ -114,7 +114,8 @@ mod tests {
     use crate::systems::clouds::pretrain::config::ClipPretrainConfig;
     use crate::systems::clouds::refine_folder::RefineFolderConfig;
     use crate::systems::clouds::train::config::TrainConfig;
-    use crate::systems::datum::config::{AdaptConfig, GenerateConfig, PersonalizeConfig, PretrainConfig};
+    use crate::systems::datum::config::{AdaptConfig, GenerateConfig, PersonalizeConfig};
+    use crate::systems::datum::pretrain::config::PretrainConfig;
     use std::path::Path;
 
     /// Command lines in `text` that call `program`; a line goes on after a backslash; a comment or a redirection ends it.

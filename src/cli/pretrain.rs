@@ -3,8 +3,7 @@
 use super::common::{ResumeArgs, VerbArgs};
 use super::settings;
 use crate::base::{Error, Result};
-use crate::systems::datum::config::PretrainConfig;
-use crate::systems::datum::pretrain;
+use crate::systems::datum::pretrain::{self, config::PretrainConfig};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;

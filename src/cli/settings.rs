@@ -178,7 +178,8 @@ mod tests {
     use crate::systems::clouds::config::PromptsConfig;
     use crate::systems::clouds::pretrain::config::ClipPretrainConfig;
     use crate::systems::clouds::train::config::TrainConfig;
-    use crate::systems::datum::config::{AdaptConfig, GenerateConfig, Method, PersonalizeConfig, PretrainConfig};
+    use crate::systems::datum::config::{AdaptConfig, GenerateConfig, Method, PersonalizeConfig};
+    use crate::systems::datum::pretrain::config::PretrainConfig;
     use serde_json::json;
 
     fn resolved<T: Serialize + DeserializeOwned + Default>(verb: &str, recipe: &str) -> T {

@@ -1,6 +1,6 @@
 //! First stage of the pretraining: the autoencoder.
 
-use super::PretrainConfig;
+use super::config::PretrainConfig;
 use crate::base::metrics::Metrics;
 use crate::base::{Result, Rng, group};
 use crate::data::loader::Loader;

@@ -1,7 +1,7 @@
 //! Second stage of the pretraining: the U-Net and the text encoder.
 
-use super::PretrainConfig;
 use super::autoencoder::cosine;
+use super::config::PretrainConfig;
 use super::label_head::LabelHead;
 use crate::base::metrics::Metrics;
 use crate::base::{Result, Rng, group};

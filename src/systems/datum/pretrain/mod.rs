@@ -4,13 +4,13 @@
 //! its latents (`denoiser`). The result is a diffusers folder that every other verb takes as `--base`.
 
 mod autoencoder;
+pub mod config;
 mod denoiser;
 mod label_head;
 mod latents;
 mod thumbnail;
 
 use super::base::{self, Places};
-use super::config::{PretrainConfig, UnetTraining, VaeTraining};
 use crate::base::metrics::Sink;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
@@ -23,6 +23,7 @@ use crate::systems::shared::photos::{LabelSettings, PhotoSettings, Photos};
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::Stage;
+use config::{PretrainConfig, UnetTraining, VaeTraining};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
