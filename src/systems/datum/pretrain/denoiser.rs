@@ -126,14 +126,10 @@ struct Batch {
 
 /// The label head, if label maps are given; its parameters join the others.
 fn label_head(model: &Model, config: &PretrainConfig, parameters: &mut ParamStore) -> Result<Option<LabelHead>> {
-    let (classes, Some(channels)) = (config.unet.label_classes, model.unet_config.block_out_channels.last()) else {
-        return Ok(None);
-    };
-    if config.labels.is_empty() {
-        return Ok(None);
-    }
+    let channels = model.unet_config.block_out_channels.last().filter(|_| !config.labels.is_empty());
+    let Some(&channels) = channels else { return Ok(None) };
     let builder = Builder::random(config.seed);
-    let head = LabelHead::new(*channels, classes, &builder.pp("label_head"))?;
+    let head = LabelHead::new(channels, config.unet.label_classes, &builder.pp("label_head"))?;
     parameters.merge(&builder.finish()?);
     Ok(Some(head))
 }
