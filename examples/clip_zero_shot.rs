@@ -6,7 +6,7 @@
 //! ```
 //!
 //! CLIP is the folder `clip` of a run of `clouds pretrain`, or a packed file. First: how often an image finds its caption among 32,
-//! and a caption its image. Then, for each class, whether images that show it are nearer to "a photo of cars" than images that do
+//! and a caption its image, where the 32 are of all looks and where they are of one, so that light and weather do not help. Then, for each class, whether images that show it are nearer to "a photo of cars" than images that do
 //! not: the area under the ROC curve (50 % is chance), and the accuracy at the best threshold of the first half of the images on the
 //! second half, beside that of always giving the commoner answer.
 
@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 #[derive(Deserialize)]
 struct Scene {
     file: String,
+    look: String,
     captions: Vec<String>,
     things: BTreeMap<String, usize>,
 }
@@ -38,22 +39,35 @@ fn main() -> Result<()> {
     };
     let file = ClipFile::open(clip)?;
     let (clip, scenes, normalize) = (file.clip()?, scenes(folder)?, normalize(NORMALIZATION));
-    let (mut found, mut vectors) = (Retrieval::default(), Vec::new());
+    let (mut images, mut texts) = (Vec::new(), Vec::new());
     for scenes in scenes.chunks(CANDIDATES) {
-        let images = scenes.iter().map(|scene| image(&folder.join(&scene.file), &normalize)).collect::<Result<Vec<_>>>()?;
-        let images = clip.image_vectors(&Tensor::stack(&images, 0)?, &Pass::eval())?;
-        if scenes.len() == CANDIDATES {
-            let captions: Vec<String> = scenes.iter().map(|scene| scene.captions[0].clone()).collect();
-            found.add(&images, &clip.text_vectors(&token_ids(&file.tokenizer, &captions)?)?, &captions)?;
-        }
-        vectors.push(unit(&images)?);
+        let pictures = scenes.iter().map(|scene| image(&folder.join(&scene.file), &normalize)).collect::<Result<Vec<_>>>()?;
+        images.push(unit(&clip.image_vectors(&Tensor::stack(&pictures, 0)?, &Pass::eval())?)?);
+        let captions: Vec<String> = scenes.iter().map(|scene| scene.captions[0].clone()).collect();
+        texts.push(clip.text_vectors(&token_ids(&file.tokenizer, &captions)?)?);
+    }
+    let (images, texts) = (Tensor::cat(&images, 0)?, Tensor::cat(&texts, 0)?);
+    let looks: BTreeSet<&String> = scenes.iter().map(|scene| &scene.look).collect();
+    let of = |look: &String| (0..scenes.len()).filter(|&i| scenes[i].look == *look).collect::<Vec<_>>();
+    println!("| among {CANDIDATES} | pairs | image finds caption | caption finds image | by chance |\n|---|---|---|---|---|");
+    retrieval("of all looks", &[(0..scenes.len()).collect()], &scenes, (&images, &texts))?;
+    retrieval("of one look", &looks.into_iter().map(of).collect::<Vec<_>>(), &scenes, (&images, &texts))?;
+    println!();
+    presence(&file, &clip, &scenes, &images)
+}
+
+/// A row of the first table: each list of scenes is cut into groups, in its order.
+fn retrieval(name: &str, lists: &[Vec<usize>], scenes: &[Scene], (images, texts): (&Tensor, &Tensor)) -> Result<()> {
+    let mut found = Retrieval::default();
+    for group in lists.iter().flat_map(|list| list.chunks_exact(CANDIDATES)) {
+        let captions: Vec<String> = group.iter().map(|&i| scenes[i].captions[0].clone()).collect();
+        let rows = Tensor::from_iter(group.iter().map(|&i| i as u32), images.device())?;
+        found.add(&images.index_select(&rows, 0)?, &texts.index_select(&rows, 0)?, &captions)?;
     }
     let percent = |count: f64| 100.0 * found.share(count);
-    println!("pairs: {}, candidates: {CANDIDATES}", found.pairs);
-    println!("image to caption: {:.1} %", percent(found.image_to_text as f64));
-    println!("caption to image: {:.1} %", percent(found.text_to_image as f64));
-    println!("by chance: {:.1} %\n", percent(found.by_chance));
-    presence(&file, &clip, &scenes, &Tensor::cat(&vectors, 0)?)
+    let (image, text) = (percent(found.image_to_text as f64), percent(found.text_to_image as f64));
+    println!("| {name} | {} | {image:.1} % | {text:.1} % | {:.1} % |", found.pairs, percent(found.by_chance));
+    Ok(())
 }
 
 fn scenes(folder: &Path) -> Result<Vec<Scene>> {

@@ -56,7 +56,7 @@ impl Product {
         } else {
             let mut out = match bias {
                 Some(bias) => cpu::fill_chunks(rows * out_features, out_features, |_, row| row.copy_from_slice(bias)),
-                None => vec![0.0; rows * out_features],
+                None => cpu::zeros(rows * out_features),
             };
             cpu::gemm((rows, out_features, in_features), a, b, &mut out, out_features, bias.is_some(), 1.0, Threads::All);
             out
@@ -89,14 +89,14 @@ impl Product {
         let rows = xs.elem_count() / in_features.max(1);
         let g = Matrix::rows(gradient, out_features);
         let for_xs = || {
-            let mut out = vec![0.0; rows * in_features];
+            let mut out = cpu::zeros(rows * in_features);
             let weight_values = cpu::read(weight)?;
             let b = Matrix::rows(&weight_values, in_features);
             cpu::gemm((rows, in_features, out_features), g, b, &mut out, in_features, false, 1.0, Threads::All);
             cpu::tensor(out, xs.shape())
         };
         let for_weight = || {
-            let mut out = vec![0.0; out_features * in_features];
+            let mut out = cpu::zeros(out_features * in_features);
             let xs_values = cpu::read(xs)?;
             let b = Matrix::rows(&xs_values, in_features);
             cpu::gemm((out_features, in_features, rows), g.t(), b, &mut out, in_features, false, 1.0, Threads::All);

@@ -17,6 +17,13 @@ fn a_rendered_folder_feeds_the_other_verbs() {
     let pretrain = PRETRAIN.replace("--images photos", "--images street/images --captions street/captions.jsonl");
     let trained = sandbox.ok(&format!("{pretrain} --set vae.steps=1 --set unet.steps=1 --output small"));
     assert!(trained.stderr.contains("12 of 12 photos have their own"), "{}", trained.stderr);
+    // Another U-Net behind the same autoencoder.
+    sandbox.ok(&format!("{pretrain} --set vae.base=small --set unet.layers_per_block=2 --set unet.steps=1 --output other"));
+    let (unet, vae) = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors");
+    let read = |folder: &str, file: &str| sandbox.read(&format!("{folder}/model/{file}"));
+    assert_eq!(read("small", vae), read("other", vae));
+    assert!(read("other", unet).len() > read("small", unet).len());
+    assert!(!sandbox.has("other/metrics-vae.jsonl"), "no autoencoder is trained");
     let scores = "evaluate --predictions street/labels --dataset street=street --json";
     let scores: serde_json::Value = serde_json::from_str(&sandbox.ok(scores).stdout).unwrap();
     assert_eq!(scores["mIoU"].as_f64(), Some(1.0));

@@ -10,12 +10,12 @@ use std::ops::Range;
 /// single output row may exceed it.
 const SHARED_VALUES: usize = 2 << 20;
 /// The same when every thread works on an image of its own (half a second-level cache).
-const OWN_VALUES: usize = 96 << 10;
+pub(super) const OWN_VALUES: usize = 96 << 10;
 /// Pixels of a tile at least: products with fewer columns are cut along their depth in another way, and then sums would depend on
 /// how an image is cut, which depends on the number of images.
-const LEAST_PIXELS: usize = 65;
+pub(super) const LEAST_PIXELS: usize = 65;
 /// Partial weight gradients, one for each image, may hold that many values.
-const PARTIAL_VALUES: usize = 16 << 20;
+pub(super) const PARTIAL_VALUES: usize = 16 << 20;
 
 /// One group of one image: what a matrix product is about.
 struct Job<'a> {
@@ -99,7 +99,7 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
         Some(bias) => cpu::fill_chunks(sizes.batch * sizes.out_channels * plane, plane, |i, chunk| {
             chunk.fill(bias[i % bias.len()]);
         }),
-        None => vec![0.0; sizes.batch * sizes.out_channels * plane],
+        None => cpu::zeros(sizes.batch * sizes.out_channels * plane),
     };
     let compute = |piece: (usize, usize), out: &mut [f32], buffer: &mut [f32]| {
         let xs = &xs[job.input_start(piece)..];
@@ -139,11 +139,11 @@ pub fn backward(sizes: &Sizes, given: &Backward) -> InputAndWeight {
     let job = Job::new(sizes);
     let tiles = job.tiles();
     let images = Images { job: &job, tiles: &tiles, given };
-    let mut for_xs = vec![0.0; if wanted.0 { xs.len() } else { 0 }];
+    let mut for_xs = cpu::zeros(if wanted.0 { xs.len() } else { 0 });
     let group = job.out_channels * job.depth();
     // One partial gradient for each image and group; summed in the order of images below.
     let copies = if job.threads == Threads::One { sizes.batch } else { 1 };
-    let mut partial = vec![0.0; if wanted.1 { copies * weight.len() } else { 0 }];
+    let mut partial = cpu::zeros(if wanted.1 { copies * weight.len() } else { 0 });
     let mut targets_x = for_xs.chunks_mut(job.in_channels * sizes.in_plane());
     let mut targets_w = partial.chunks_mut(group);
     match job.threads {
@@ -167,14 +167,7 @@ pub fn backward(sizes: &Sizes, given: &Backward) -> InputAndWeight {
             }
         }
     }
-    let for_weight = wanted.1.then(|| {
-        let (first, others) = partial.split_at_mut(weight.len());
-        for other in others.chunks_exact(weight.len()) {
-            first.iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
-        }
-        partial.truncate(weight.len());
-        partial
-    });
+    let for_weight = wanted.1.then(|| cpu::sum_of_parts(partial, weight.len()));
     (wanted.0.then_some(for_xs), for_weight)
 }
 
@@ -227,7 +220,7 @@ fn columns_of<'a>(job: &Job, xs: &'a [f32], tile: &Range<usize>, buffer: &'a mut
     let taps: Vec<_> = (0..sizes.kernel_width).map(|kx| ColumnTap::new(sizes, kx)).collect();
     for_each(job.inner(), channels, Vec::new, |(channel, rows), phases| {
         let plane = &xs[channel * sizes.in_plane()..][..sizes.in_plane()];
-        copy_taps(sizes, plane, &taps, tile, rows, phases);
+        copy_taps(sizes, plane, &taps, tile, (rows, count, 0), phases);
     });
     Matrix::rows(buffer, count)
 }
@@ -240,20 +233,27 @@ fn inside(sizes: &Sizes, offset: usize, size: usize, out: usize) -> (Range<usize
     (start..end, (start * stride + offset).saturating_sub(padding))
 }
 
-/// Lays out the pixels under all taps of one channel: `rows` (kh·kw, tile rows · W'). With a stride, the pixels of an input
-/// row that lie one stride apart are brought together once, and then every tap is a copy.
-fn copy_taps(sizes: &Sizes, plane: &[f32], taps: &[ColumnTap], tile: &Range<usize>, rows: &mut [f32], phases: &mut Vec<f32>) {
+/// Lays out the pixels under all taps of one channel: `rows` (kh·kw, pitch), of which tile rows · W' values from `first` on are
+/// written. With a stride, the pixels of an input row that lie one stride apart are brought together once, and then every tap is a copy.
+pub(super) fn copy_taps(
+    sizes: &Sizes,
+    plane: &[f32],
+    taps: &[ColumnTap],
+    tile: &Range<usize>,
+    (rows, pitch, first): (&mut [f32], usize, usize),
+    phases: &mut Vec<f32>,
+) {
     let (out_width, stride) = (sizes.out_width, sizes.spec.stride);
-    let (count, phase) = (tile.len() * out_width, sizes.width.div_ceil(stride));
+    let phase = sizes.width.div_ceil(stride);
     phases.resize(if stride > 1 { stride * phase } else { 0 }, 0.0);
-    for (ky, rows) in rows.chunks_exact_mut(taps.len() * count).enumerate() {
+    for (ky, rows) in rows.chunks_exact_mut(taps.len() * pitch).enumerate() {
         for (i, y) in tile.clone().enumerate() {
             let source = sizes.source_row(y, ky).map(|source| &plane[source * sizes.width..][..sizes.width]);
             if let Some(line) = source.filter(|_| stride > 1) {
                 deinterleave(line, stride, phases);
             }
-            for (tap, row) in taps.iter().zip(rows.chunks_exact_mut(count)) {
-                let out = &mut row[i * out_width..][..out_width];
+            for (tap, row) in taps.iter().zip(rows.chunks_exact_mut(pitch)) {
+                let out = &mut row[first + i * out_width..][..out_width];
                 let Some(line) = source.filter(|_| !tap.columns.is_empty()) else {
                     out.fill(0.0);
                     continue;
@@ -315,7 +315,8 @@ fn add_columns(job: &Job, columns: &[f32], tile: &Range<usize>, out: &mut [f32])
     );
 }
 
-fn add_tap(sizes: &Sizes, row: &[f32], tap: usize, tile: &Range<usize>, plane: &mut [f32]) {
+/// Adds the values under one tap, (tile rows · W'), to the pixels they came from.
+pub(super) fn add_tap(sizes: &Sizes, row: &[f32], tap: usize, tile: &Range<usize>, plane: &mut [f32]) {
     let (ky, kx) = (tap / sizes.kernel_width, tap % sizes.kernel_width);
     let (ColumnTap { columns, first }, stride) = (ColumnTap::new(sizes, kx), sizes.spec.stride);
     if columns.is_empty() {
@@ -334,7 +335,7 @@ fn add_tap(sizes: &Sizes, row: &[f32], tap: usize, tile: &Range<usize>, plane: &
 }
 
 /// Where the taps of one kernel column read.
-struct ColumnTap {
+pub(super) struct ColumnTap {
     /// Output columns for which it falls inside the input.
     columns: Range<usize>,
     /// The input column of the first of them.
@@ -342,7 +343,7 @@ struct ColumnTap {
 }
 
 impl ColumnTap {
-    fn new(sizes: &Sizes, kx: usize) -> Self {
+    pub(super) fn new(sizes: &Sizes, kx: usize) -> Self {
         let (columns, first) = inside(sizes, kx * sizes.spec.dilation, sizes.width, sizes.out_width);
         Self { columns, first }
     }

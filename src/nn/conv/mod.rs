@@ -7,6 +7,7 @@ mod op;
 #[cfg(test)]
 mod plain_sum;
 mod plane;
+mod small;
 mod winograd;
 
 use super::{Builder, Init, cpu};

@@ -1,6 +1,6 @@
 //! The convolution as a candle operation: sizes, dispatch, bias.
 
-use super::{ConvSpec, columns, depthwise, direct, winograd};
+use super::{ConvSpec, columns, depthwise, direct, small, winograd};
 use crate::nn::cpu::{self, Gradients3};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -81,6 +81,7 @@ impl Sizes {
             () if self.spec.groups == self.in_channels && self.spec.groups > 1 => Method::Depthwise,
             () if direct::wins(self, direction) => Method::Direct,
             () if winograd::wins(self, direction) => Method::Winograd,
+            () if small::wins(self) => Method::Small,
             () => Method::Columns,
         }
     }
@@ -117,6 +118,8 @@ enum Method {
     Winograd,
     /// Straight from padded planes.
     Direct,
+    /// Columns of several images in one product.
+    Small,
     Columns,
 }
 
@@ -136,6 +139,7 @@ impl Convolution {
             Method::Depthwise => depthwise::forward,
             Method::Winograd => winograd::forward,
             Method::Direct => direct::forward,
+            Method::Small => small::forward,
             Method::Columns => columns::forward,
         };
         let out = forward(&sizes, xs.0, weight.0, bias.map(|bias| bias.0));
@@ -149,6 +153,7 @@ impl Convolution {
             Method::Depthwise => depthwise::backward,
             Method::Winograd => winograd::backward,
             Method::Direct => direct::backward,
+            Method::Small => small::backward,
             Method::Columns => columns::backward,
         };
         let wanted = (xs.track_op(), weight.track_op());

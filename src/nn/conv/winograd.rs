@@ -328,11 +328,11 @@ fn kind(tiles: &[f32], f: usize, pitch: usize) -> Matrix<'_> {
 /// `kernels(f)`: value f of the transformed kernels as a matrix (outputs, inputs).
 fn convolve<'k>(grid: &Grid, xs: &[f32], kernels: impl Fn(usize) -> Matrix<'k> + Sync, bias: Option<&[f32]>) -> Vec<f32> {
     let (inputs, outputs) = (grid.inputs, grid.outputs);
-    let mut out = vec![0.0; grid.batch * outputs.channels * outputs.len()];
+    let mut out = cpu::zeros(grid.batch * outputs.channels * outputs.len());
     for chunk in grid.chunks() {
         let (pitch, count) = (grid.pitch(&chunk), chunk.len() * grid.columns);
         let tiles = tiles(grid, (inputs, grid.padding, 4), xs, &chunk, transform_inputs);
-        let mut products = vec![0.0; TILE * outputs.channels * pitch];
+        let mut products = cpu::zeros(TILE * outputs.channels * pitch);
         products.par_chunks_mut(outputs.channels * pitch).enumerate().for_each(|(f, out)| {
             let sizes = (outputs.channels, count, inputs.channels);
             cpu::gemm(sizes, kernels(f), kind(&tiles, f, pitch), out, pitch, false, 1.0, Threads::One);
@@ -378,7 +378,7 @@ pub fn backward(sizes: &Sizes, given: &Backward) -> InputAndWeight {
 
 fn weight_gradient(grid: &Grid, xs: &[f32], gradient: &[f32]) -> Vec<f32> {
     let (inputs, outputs) = (grid.inputs.channels, grid.outputs.channels);
-    let mut sums = vec![0.0; TILE * outputs * inputs];
+    let mut sums = cpu::zeros(TILE * outputs * inputs);
     for chunk in grid.chunks() {
         let (pitch, count) = (grid.pitch(&chunk), chunk.len() * grid.columns);
         let from = tiles(grid, (grid.inputs, grid.padding, 4), xs, &chunk, transform_inputs);

@@ -69,6 +69,23 @@ pub fn tensor(values: Vec<f32>, shape: &Shape) -> Result<Tensor> {
     Tensor::from_vec(values, shape.clone(), &Device::Cpu)
 }
 
+/// `len` zeros, written in parallel.
+pub fn zeros(len: usize) -> Vec<f32> {
+    fill_chunks(len, CHUNK, |_, _| ())
+}
+
+/// The sum of parts of `len` values each, one behind the other, added in their order.
+pub fn sum_of_parts(mut parts: Vec<f32>, len: usize) -> Vec<f32> {
+    let (first, others) = parts.split_at_mut(len);
+    first.par_chunks_mut(CHUNK).enumerate().for_each(|(i, sums)| {
+        for part in others.chunks_exact(len) {
+            sums.iter_mut().zip(&part[i * CHUNK..]).for_each(|(sum, x)| *sum += x);
+        }
+    });
+    parts.truncate(len);
+    parts
+}
+
 /// A new buffer of `len` values whose chunks of `chunk` values are filled by `fill(index, chunk)`, in parallel.
 pub fn fill_chunks(len: usize, chunk: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     fill_chunks_map(len, chunk, fill).0

@@ -11,7 +11,7 @@ mod matmul;
 mod simd;
 mod sliding;
 
-pub use buffer::{column_sums, contiguous_gradient, fill_chunks, fill_chunks_map, read, tensor, values};
+pub use buffer::{column_sums, contiguous_gradient, fill_chunks, fill_chunks_map, read, sum_of_parts, tensor, values, zeros};
 pub use matmul::{Matrix, Threads, gemm};
 pub(crate) use simd::vectorised;
 pub use simd::{dot, exp, exp_shifted, max, sum, sum_pairs};

@@ -21,7 +21,7 @@ pub struct PretrainConfig {
     /// than their captions tell, see `unet.label_weight`; empty: none.
     pub labels: String,
     /// `scratch` (the architecture below) or a model to go on from: `nano`, a diffusers folder or a hub id (only its U-Net and
-    /// text encoder learn).
+    /// text encoder learn). For another architecture behind a trained autoencoder see `vae.base`.
     pub base: String,
     /// Seed of everything random.
     pub seed: u64,
@@ -67,6 +67,9 @@ impl PretrainConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VaeTraining {
+    /// With `base` `scratch`: a model whose autoencoder is taken as it is (`nano`, a diffusers folder or a hub id), so that the other
+    /// values here mean nothing; empty: it is trained.
+    pub base: String,
     /// Channels per level; the latent grid is 2^(levels − 1) times smaller than the image.
     pub channels: Vec<usize>,
     /// Residual blocks per level.
@@ -189,6 +192,7 @@ impl Default for PretrainConfig {
 impl Default for VaeTraining {
     fn default() -> Self {
         Self {
+            base: String::new(),
             channels: vec![32, 64, 96],
             layers_per_block: 1,
             norm_groups: 8,

@@ -57,15 +57,16 @@ pub fn run(
             config.size.height, config.size.width
         )));
     }
+    let trains_vae = config.base == "scratch" && config.vae.base.is_empty();
     // Halved latents are whole, too.
     let step = if config.vae.equivariance > 0.0 { 2 * factor } else { factor };
-    if !config.vae.crop.is_multiple_of(step) {
+    if trains_vae && !config.vae.crop.is_multiple_of(step) {
         let twice = if step > factor { "twice " } else { "" };
         let crop = config.vae.crop;
         return Err(Error::Usage(format!("vae.crop {crop} is no multiple of {step}, {twice}the autoencoder's reduction")));
     }
     let [resume_vae, resume_unet] = resumes(resume);
-    if config.base == "scratch" {
+    if trains_vae {
         let events = tensorboard::sinks(run.path().join("events-vae"));
         let shared = stage(config, run, "vae", resume_vae.as_ref(), progress, &events)?;
         let stage = Stage { name: "autoencoder", steps: config.vae.steps, ..shared };
@@ -113,15 +114,25 @@ fn stage<'a>(
     for key in ["seed", "size", "base"].iter().chain(own) {
         identity.insert((*key).into(), whole[*key].clone());
     }
+    identity.insert("vae.base".into(), whole["vae"]["base"].clone());
     let checkpointing_steps = config.checkpointing_steps;
     Ok(Stage { run, name: folder, folder, steps: 0, checkpointing_steps, keep: 1, identity, resume, progress, sinks })
 }
 
 /// The model before training.
 fn start(config: &PretrainConfig, photos: &Photos, places: &Places, progress: &dyn Progress) -> Result<Model> {
-    let mut model = match config.base.as_str() {
-        "scratch" => drawn(config, photos)?,
-        base => Model::of(base::pipeline(base, &places.hub, progress)?)?,
+    let read = |base: &str| Model::of(base::pipeline(base, &places.hub, progress)?);
+    let mut model = match (config.base.as_str(), config.vae.base.as_str()) {
+        ("scratch", "") => {
+            let model = drawn(config, photos, vae_config(&config.vae, config))?;
+            thumbnail::start(&model.vae, &model.vae_config)?;
+            model
+        }
+        ("scratch", vae) => {
+            let from = read(vae)?;
+            Model { vae: from.vae, ..drawn(config, photos, from.vae_config)? }
+        }
+        (base, _) => read(base)?,
     };
     let unet = &config.unet;
     let values = [
@@ -137,21 +148,18 @@ fn start(config: &PretrainConfig, photos: &Photos, places: &Places, progress: &d
 }
 
 /// A model of random weights.
-fn drawn(config: &PretrainConfig, photos: &Photos) -> Result<Model> {
+fn drawn(config: &PretrainConfig, photos: &Photos, vae: VaeConfig) -> Result<Model> {
     let tokenizer = Tokenizer::train(&photos.vocabulary(), config.unet.vocabulary, config.unet.text_length)?;
-    let configs = (unet_config(&config.unet, config), vae_config(&config.vae, config), text_config(&config.unet, &tokenizer));
-    let model = Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)?;
-    thumbnail::start(&model.vae, &model.vae_config)?;
-    Ok(model)
+    let configs = (unet_config(&config.unet, &vae, config), vae, text_config(&config.unet, &tokenizer));
+    Model::random(configs, SchedulerConfig::default(), tokenizer, config.seed)
 }
 
-fn unet_config(unet: &UnetTraining, config: &PretrainConfig) -> UNetConfig {
+fn unet_config(unet: &UnetTraining, vae: &VaeConfig, config: &PretrainConfig) -> UNetConfig {
     let down = |&attends: &bool| if attends { DownBlock::CrossAttnDownBlock2D } else { DownBlock::DownBlock2D };
     let up = |&attends: &bool| if attends { UpBlock::CrossAttnUpBlock2D } else { UpBlock::UpBlock2D };
-    let factor = 1 << (config.vae.channels.len() - 1);
     UNetConfig {
-        in_channels: config.vae.latent_channels,
-        out_channels: config.vae.latent_channels,
+        in_channels: vae.latent_channels,
+        out_channels: vae.latent_channels,
         block_out_channels: unet.channels.clone(),
         layers_per_block: unet.layers_per_block,
         cross_attention_dim: unet.text_width,
@@ -159,7 +167,7 @@ fn unet_config(unet: &UnetTraining, config: &PretrainConfig) -> UNetConfig {
         down_block_types: unet.attention.iter().map(down).collect(),
         up_block_types: unet.attention.iter().rev().map(up).collect(),
         norm_num_groups: unet.norm_groups,
-        sample_size: config.size.height / factor,
+        sample_size: config.size.height / vae.downsampling(),
         ..UNetConfig::default()
     }
 }
