@@ -10,7 +10,7 @@ use std::ops::Range;
 /// single output row may exceed it.
 const SHARED_VALUES: usize = 2 << 20;
 /// The same when every thread works on an image of its own (half a second-level cache).
-pub(super) const OWN_VALUES: usize = 96 << 10;
+const OWN_VALUES: usize = 96 << 10;
 /// Pixels of a tile at least: products with fewer columns are cut along their depth in another way, and then sums would depend on
 /// how an image is cut, which depends on the number of images.
 pub(super) const LEAST_PIXELS: usize = 65;

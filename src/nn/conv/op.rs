@@ -80,8 +80,8 @@ impl Sizes {
         match () {
             () if self.spec.groups == self.in_channels && self.spec.groups > 1 => Method::Depthwise,
             () if direct::wins(self, direction) => Method::Direct,
-            () if winograd::wins(self, direction) => Method::Winograd,
             () if small::wins(self) => Method::Small,
+            () if winograd::wins(self, direction) => Method::Winograd,
             () => Method::Columns,
         }
     }
