@@ -6,8 +6,8 @@
 //! ```
 //!
 //! CLIP is the folder `clip` of a run of `clouds pretrain`, or a packed file. First: how often an image finds its caption among 32,
-//! and a caption its image, where the 32 are of all looks and where they are of one, so that light and weather do not help. Then, for each class, whether images that show it are nearer to "a photo of cars" than images that do
-//! not: the area under the ROC curve (50 % is chance), and the accuracy at the best threshold of the first half of the images on the
+//! and a caption its image, where the 32 are of all looks and where they are of one, so that light and weather do not help. Then, for
+//! each class, whether images that show it are nearer to "a photo of cars" than images that do not: the area under the ROC curve (50 % is chance), and the accuracy at the best threshold of the first half of the images on the
 //! second half, beside that of always giving the commoner answer.
 
 use candle_core::Tensor;

@@ -24,6 +24,7 @@ fn a_rendered_folder_feeds_the_other_verbs() {
     assert_eq!(read("small", vae), read("other", vae));
     assert!(read("other", unet).len() > read("small", unet).len());
     assert!(!sandbox.has("other/metrics-vae.jsonl"), "no autoencoder is trained");
+    sandbox.fails(&format!("{pretrain} --set vae.base=small --base other"), 2, &["vae.base = small", "leave one"]);
     let scores = "evaluate --predictions street/labels --dataset street=street --json";
     let scores: serde_json::Value = serde_json::from_str(&sandbox.ok(scores).stdout).unwrap();
     assert_eq!(scores["mIoU"].as_f64(), Some(1.0));

@@ -118,7 +118,7 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
 
 /// Runs `work` for every item. [`Threads::One`]: one thread an item, each thread with a buffer of its own; [`Threads::All`]:
 /// one item after the other.
-fn for_each<T: Send, B: Send>(
+pub(super) fn for_each<T: Send, B: Send>(
     threads: Threads,
     items: Vec<T>,
     buffer: impl Fn() -> B + Sync + Send,

@@ -4,10 +4,9 @@
 //! have too few are filled up with zeros, so that an image has the same bits alone and in any batch. Pointwise convolutions, which
 //! need no copies the other way, are left to it.
 
-use super::columns::{ColumnTap, LEAST_PIXELS, PARTIAL_VALUES, add_tap, copy_taps};
+use super::columns::{ColumnTap, LEAST_PIXELS, PARTIAL_VALUES, add_tap, copy_taps, for_each};
 use super::op::{Backward, InputAndWeight, Sizes};
 use crate::nn::cpu::{self, Matrix, Threads};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Planes of at least that many pixels make products of their own that are wide enough.
@@ -172,12 +171,9 @@ pub fn forward(sizes: &Sizes, xs: &[f32], weight: &[f32], bias: Option<&[f32]>) 
             out.iter_mut().zip(product).for_each(|(out, product)| *out = product + bias);
         }
     };
-    if runs.count() > 1 {
-        let parts = out.par_chunks_mut(runs.outputs()).enumerate();
-        parts.for_each_init(Vec::new, |columns, part| compute(part, Threads::One, columns));
-    } else {
-        out.chunks_mut(runs.outputs().max(1)).enumerate().for_each(|part| compute(part, Threads::All, &mut Vec::new()));
-    }
+    let threads = if runs.count() > 1 { Threads::One } else { Threads::All };
+    let parts = out.chunks_mut(runs.outputs().max(1)).enumerate().collect();
+    for_each(threads, parts, Vec::new, |part, columns| compute(part, threads, columns));
     out
 }
 
@@ -197,7 +193,7 @@ fn backward_by(runs: &Runs, given: &Backward, threads: Threads) -> InputAndWeigh
     if threads == Threads::One {
         let mut targets_w = partial.chunks_mut(weight.len());
         let parts: Vec<_> = (0..runs.count()).map(|run| (run, targets_x.next(), targets_w.next())).collect();
-        parts.into_par_iter().for_each_init(Vec::new, |columns, (run, for_xs, for_weight)| {
+        for_each(threads, parts, Vec::new, |(run, for_xs, for_weight), columns| {
             run_backward(runs, run, given, (for_xs, for_weight), columns, threads);
         });
     } else {
@@ -256,7 +252,6 @@ mod tests {
     fn cases() -> Vec<Sizes> {
         let spec = |stride, padding, dilation| ConvSpec { stride, padding, dilation, groups: 1 };
         let cases = [
-            ([19, 8, 2, 4], [6, 8, 1, 1], spec(2, 0, 1)),
             ([19, 8, 2, 4], [6, 8, 3, 3], spec(1, 1, 1)),
             ([5, 7, 4, 8], [9, 7, 3, 3], spec(1, 1, 1)),
             ([13, 6, 8, 9], [5, 6, 3, 3], spec(2, 1, 1)),
@@ -271,7 +266,7 @@ mod tests {
     #[test]
     fn results_and_gradients_are_those_of_the_plain_sum() {
         for sizes in cases() {
-            assert!(wins(&sizes) || sizes.area() == 1);
+            assert!(wins(&sizes));
             plain_sum::check(&sizes, forward, backward);
         }
     }

@@ -74,7 +74,8 @@ pub fn zeros(len: usize) -> Vec<f32> {
     fill_chunks(len, CHUNK, |_, _| ())
 }
 
-/// The sum of parts of `len` values each, one behind the other, added in their order.
+/// The sum of parts of `len` values each, one behind the other, added in their order: for few long parts what [`column_sums`] is for
+/// many short rows.
 pub fn sum_of_parts(mut parts: Vec<f32>, len: usize) -> Vec<f32> {
     let (first, others) = parts.split_at_mut(len);
     first.par_chunks_mut(CHUNK).enumerate().for_each(|(i, sums)| {

@@ -53,6 +53,11 @@ impl PretrainConfig {
         if !(1..=255).contains(&classes) {
             return Err(Error::Usage(format!("unet.label_classes {classes} is not 1 to 255")));
         }
+        if self.base != "scratch" && !self.vae.base.is_empty() {
+            let found =
+                format!("base = {} has an autoencoder of its own, and vae.base = {} names another", self.base, self.vae.base);
+            return Err(Error::Usage(format!("{found}\n  next: leave one of them out")));
+        }
         if spread.is_nan() || spread <= 0.0 {
             return Err(Error::Usage(format!("unet.logit_std {spread} is not above 0")));
         }
@@ -139,7 +144,8 @@ pub struct UnetTraining {
     pub beta_end: Option<f64>,
     /// How timesteps are drawn in training, as in diffusers' scripts: `none` (all alike) or `logit_normal`.
     pub weighting_scheme: WeightingScheme,
-    /// `logit_normal`: mean of the logit of the timestep's share of all timesteps; below 0 there is less noise.
+    /// `logit_normal`: mean of the logit of the timestep's share of all timesteps; below 0 there is less noise,
+    /// above 0 timesteps of little noise are hardly ever drawn.
     pub logit_mean: f64,
     /// `logit_normal`: standard deviation of that logit.
     pub logit_std: f64,
