@@ -6,6 +6,7 @@ use crate::models::stable_diffusion::UNet;
 use crate::nn::mse;
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// How timesteps are drawn, in the words of diffusers' training scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -71,6 +72,11 @@ impl Draws {
             noise.push(rng.normal_tensor(&[1, channels, height, width], latents.device())?);
         }
         Ok(Self { noise: Tensor::cat(&noise, 0)?, timesteps })
+    }
+
+    /// Those of some of the items.
+    pub fn part(&self, items: Range<usize>) -> Result<Self> {
+        Ok(Self { noise: self.noise.narrow(0, items.start, items.len())?, timesteps: self.timesteps[items].to_vec() })
     }
 }
 

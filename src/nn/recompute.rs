@@ -132,7 +132,7 @@ where
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let inputs = [input(a)?, input(b)?, input(c)?];
         let out = (self.forward)(&inputs[0], &inputs[1], &inputs[2])?;
-        let mut store = backward_from(&out, gradient)?;
+        let mut store = backward_from(&[(&out, gradient.clone())])?;
         let [a, b, c] = inputs.map(|input| if input.is_variable() { store.remove(&input) } else { None });
         self.recompute.keep(&mut store)?;
         Ok((a, b, c))
@@ -144,9 +144,13 @@ fn input(xs: &Tensor) -> Result<Tensor> {
     if xs.track_op() { Ok(Var::from_tensor(&xs.detach())?.into_inner()) } else { Ok(xs.detach()) }
 }
 
-/// Backward from `out` with `gradient` (of its shape) as where the gradients start: `out.backward(gradient)` of PyTorch.
-pub fn backward_from(out: &Tensor, gradient: &Tensor) -> Result<GradStore> {
-    out.apply_op1(Root(gradient.detach()))?.backward()
+/// Backward from several results with gradients of their shapes as where the gradients start: `torch.autograd.backward`.
+pub fn backward_from(starts: &[(&Tensor, Tensor)]) -> Result<GradStore> {
+    if starts.is_empty() {
+        return Ok(GradStore::default());
+    }
+    let ends = starts.iter().map(|(out, gradient)| out.apply_op1(Root(gradient.detach())));
+    Tensor::stack(&ends.collect::<Result<Vec<_>>>()?, 0)?.sum_all()?.backward()
 }
 
 /// Ends a graph with a given gradient.

@@ -105,7 +105,7 @@ impl Trial {
         let store = match out.dtype() {
             // Our own operations have no f64.
             DType::F64 => (&out * &self.gradient)?.sum_all()?.backward()?,
-            _ => backward_from(&out, &self.gradient)?,
+            _ => backward_from(&[(&out, self.gradient.clone())])?,
         };
         let mut all = vec![out.detach()];
         for var in &self.vars {

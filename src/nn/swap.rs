@@ -91,7 +91,7 @@ mod tests {
             let plain = |xs: &Tensor, sizes: [usize; 4]| xs.reshape(&sizes[..]).unwrap().transpose(1, 2).unwrap();
             let out = swap_axes(&xs, sizes, (outer * b, a * inner)).unwrap();
             assert_eq!(values(&out), values(&plain(&xs, sizes)), "{sizes:?}");
-            let store = backward_from(&out, &gradient.reshape(out.shape()).unwrap()).unwrap();
+            let store = backward_from(&[(&out, gradient.reshape(out.shape()).unwrap())]).unwrap();
             assert_eq!(values(store.get(&xs).unwrap()), values(&plain(&gradient, [outer, b, a, inner])), "{sizes:?}");
         }
         assert!(swap_axes(&Tensor::zeros(6, candle_core::DType::F32, &Device::Cpu).unwrap(), [1, 2, 2, 1], 4).is_err());

@@ -8,9 +8,11 @@ pub mod driver;
 pub mod ema;
 mod gradients;
 pub mod guard;
+mod micro_batches;
 pub mod optim;
 pub mod run_dir;
 pub mod schedule;
 pub mod stage;
 
 pub use gradients::Gradients;
+pub use micro_batches::MicroBatches;

@@ -65,7 +65,7 @@ fn expected(args: &[&Tensor], op: impl Fn(&[Tensor]) -> Result<Tensor>, gradient
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let out = op(&tensors).unwrap();
     let gradient = gradient(out.dims());
-    let store = backward_from(&out, &gradient).unwrap();
+    let store = backward_from(&[(&out, gradient.clone())]).unwrap();
     let gradients = vars.iter().map(|var| store.get(var).unwrap().clone());
     [out.detach(), gradient].into_iter().chain(gradients).collect()
 }

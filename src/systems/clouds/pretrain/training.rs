@@ -9,7 +9,7 @@ use crate::data::Loader;
 use crate::models::clip::{Clip, ClipConfig, LOGIT_SCALE, MAX_LOGIT_SCALE, contrastive_loss};
 use crate::nn::{Builder, ParamStore, Pass};
 use crate::systems::clouds::clip_file::token_ids;
-use crate::train::Gradients;
+use crate::train::MicroBatches;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;
@@ -17,9 +17,13 @@ use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::Schedule;
 use crate::train::stage::Resumable;
 use candle_core::Tensor;
+use std::ops::Range;
 
 /// Decay of the second moment, shorter than usual, as in CLIP.
 const BETA2: f64 = 0.98;
+
+/// Most pairs of a micro-batch on the CPU.
+const MICRO_BATCH: usize = 8;
 
 /// A CLIP in training.
 pub struct ClipTraining {
@@ -34,6 +38,7 @@ pub struct ClipTraining {
     config: ClipPretrainConfig,
     pairs: Pairs,
     loader: Option<Loader<PairBatch>>,
+    micro_batches: MicroBatches,
 }
 
 impl ClipTraining {
@@ -58,6 +63,7 @@ impl ClipTraining {
             schedule: config.schedule(),
             config: config.clone(),
             network,
+            micro_batches: MicroBatches::new(config.batch_size, MICRO_BATCH, parameters.weights())?,
             parameters,
             pairs,
             loader: None,
@@ -116,19 +122,28 @@ impl Training for ClipTraining {
     /// The pairs, and stochastic depth, each from streams of the step.
     fn step(&mut self, step: u64) -> Result<Metrics> {
         let batch = self.batch(step)?;
-        let pass = Pass::train(Rng::stream(self.config.seed, "clip depth", &[step]));
-        let images = self.clip.image_vectors(&batch.images, &pass)?;
-        let loss = contrastive_loss(&images, &self.clip.text_vectors(&batch.ids)?, self.clip.logit_scale())?;
-        let gradients = Gradients::of(&loss, self.optimizer.parameters())?;
+        let (clip, seed) = (&self.clip, self.config.seed);
+        let vectors = |range: Range<usize>| {
+            let part = |all: &Tensor| all.narrow(0, range.start, range.len());
+            let pass = Pass::train(Rng::stream(seed, "clip depth", &[step, range.start as u64]));
+            Ok(vec![clip.image_vectors(&part(&batch.images)?, &pass)?, clip.text_vectors(&part(&batch.ids)?)?])
+        };
+        let loss = |vectors: &[Tensor]| {
+            let loss = contrastive_loss(&vectors[0], &vectors[1], clip.logit_scale())?;
+            let value = f64::from(loss.to_scalar::<f32>()?);
+            Ok((loss, Metrics::from([("loss".into(), value)])))
+        };
+        let (gradients, mut metrics) =
+            self.micro_batches.joined(batch.ids.dim(0)?, self.optimizer.parameters(), vectors, loss)?;
         let rate = self.schedule.learning_rate(self.config.learning_rate, step);
         let norm = self.optimizer.step(&gradients, rate)?;
         self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
-        Ok(Metrics::from([
-            ("loss".into(), f64::from(loss.to_scalar::<f32>()?)),
+        metrics.extend([
             ("logit_scale".into(), self.limit_scale()?),
             ("gradient_norm".into(), norm),
             ("learning_rate".into(), rate),
-        ]))
+        ]);
+        Ok(metrics)
     }
 
     /// Shares of held-out pairs that are found, when scores are due.

@@ -9,21 +9,24 @@ use crate::data::Loader;
 use crate::io::images::RgbImage;
 use crate::io::weights;
 use crate::labels::LabelMap;
-use crate::models::mask2former::{Criterion, Mask2Former, Mask2FormerConfig, Target, is_decayed};
+use crate::models::clip::VisualConfig;
+use crate::models::mask2former::{Criterion, Mask2Former, Mask2FormerConfig, Prediction, Target, is_decayed};
 use crate::nn::{Builder, ParamStore, Pass};
 use crate::systems::clouds::nano;
 use crate::systems::clouds::refine::{ClassMasks, MaskProposer, RefineConfig, refine};
 use crate::systems::shared::published;
 use crate::systems::shared::segmenter_file::{self, Model};
 use crate::systems::shared::validation::Validation;
-use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::Schedule;
 use crate::train::stage::Resumable;
+use crate::train::{Gradients, MicroBatches};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -62,6 +65,7 @@ pub struct CloudsTraining {
     num_classes: usize,
     batches: Batches,
     loader: Option<Loader<TrainBatch>>,
+    micro_batches: MicroBatches,
 }
 
 impl CloudsTraining {
@@ -96,6 +100,7 @@ impl CloudsTraining {
             refinement: config.refinement(),
             criterion: Criterion::new(config.criterion(num_classes))?,
             guard: Guard::new(optimizer.parameters(), may_be_zero)?,
+            micro_batches: MicroBatches::new(config.batch_size, micro_batch(network), optimizer.parameters())?,
             optimizer,
             schedule: config.schedule(),
             config: config.clone(),
@@ -134,6 +139,35 @@ impl CloudsTraining {
         let refinement = if self.refiner.is_some() { refined } else { 0.0 };
         Ok((targets, Cost { steps: 0.0, teacher: labelled, refinement }))
     }
+
+    /// The student's gradients, and the losses of its last layer.
+    ///
+    /// # Shapes
+    /// `images` (B, 3, H, W), a target each
+    fn gradients(&self, step: u64, images: &Tensor, targets: &[Target]) -> Result<(Gradients, Metrics)> {
+        let (student, seed) = (&self.student, self.config.seed);
+        let predict = |range: Range<usize>| {
+            let pass = Pass::train(Rng::stream(seed, "clouds depth", &[step, range.start as u64]));
+            let images = images.narrow(0, range.start, range.len())?;
+            let predictions = student.head(&student.features(&images, &pass)?, None)?;
+            Ok(predictions.into_iter().flat_map(|Prediction { logits, masks }| [logits, masks]).collect())
+        };
+        let mut rng = Rng::stream(seed, "clouds points", &[step]);
+        let losses = |outputs: &[Tensor]| {
+            let prediction = |pair: &[Tensor]| Prediction { logits: pair[0].clone(), masks: pair[1].clone() };
+            let predictions: Vec<_> = outputs.chunks_exact(2).map(prediction).collect();
+            let losses = self.criterion.losses(&predictions, targets, &mut |n| (0..n).map(|_| rng.uniform()).collect())?;
+            let total = losses.total()?;
+            let named = losses.named()?.into_iter().rev().take(3).map(|(name, value)| (name, f64::from(value)));
+            Ok((total.clone(), named.chain([("loss".into(), f64::from(total.to_scalar::<f32>()?))]).collect()))
+        };
+        self.micro_batches.joined(images.dim(0)?, self.optimizer.parameters(), predict, losses)
+    }
+}
+
+/// Images of a micro-batch: one, or all where batch norm learns.
+fn micro_batch(network: &Mask2FormerConfig) -> usize {
+    if network.freeze_backbone || matches!(network.backbone, VisualConfig::ConvNext(_)) { 1 } else { usize::MAX }
 }
 
 /// Refined masks as a target. Pixels of no mask are negatives of all.
@@ -210,19 +244,14 @@ impl Training for CloudsTraining {
     /// Stochastic depth, the points of the losses, and the refinement, each from streams of the step.
     fn step(&mut self, step: u64) -> Result<Metrics> {
         let start = Instant::now();
-        let (batch, seed) = (self.batch(step)?, self.config.seed);
+        let batch = self.batch(step)?;
         if let Some(teacher) = &self.teacher {
             teacher.follow(step, &self.parameters)?;
         }
-        let pass = Pass::train(Rng::stream(seed, "clouds depth", &[step]));
-        let predictions = self.student.head(&self.student.features(&batch.images, &pass)?, None)?;
         let mut targets: Vec<Target> = batch.labels.iter().map(|label| Target::from_label_map(label, self.num_classes)).collect();
         let (pseudo, cost) = self.pseudo_targets(step, &batch)?;
         targets.extend(pseudo);
-        let mut rng = Rng::stream(seed, "clouds points", &[step]);
-        let losses = self.criterion.losses(&predictions, &targets, &mut |n| (0..n).map(|_| rng.uniform()).collect())?;
-        let total = losses.total()?;
-        let gradients = Gradients::of(&total, self.optimizer.parameters())?;
+        let (gradients, mut metrics) = self.gradients(step, &batch.images, &targets)?;
         let rate = self.schedule.learning_rate(self.config.learning_rate, step);
         let norm = self.optimizer.step(&gradients, rate)?;
         let masks: usize = targets.iter().map(|target| target.labels.len()).sum();
@@ -230,14 +259,7 @@ impl Training for CloudsTraining {
         if masks > 0 {
             self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
         }
-        let named = losses.named()?;
-        let mut metrics: Metrics = named.into_iter().rev().take(3).map(|(name, value)| (name, f64::from(value))).collect();
-        let numbers = [
-            ("loss", f64::from(total.to_scalar::<f32>()?)),
-            ("gradient_norm", norm),
-            ("learning_rate", rate),
-            ("masks", masks as f64),
-        ];
+        let numbers = [("gradient_norm", norm), ("learning_rate", rate), ("masks", masks as f64)];
         metrics.extend(numbers.map(|(name, value)| (name.to_string(), value)));
         if self.teacher.is_some() {
             metrics.insert("generated_images".into(), batch.pictures.len() as f64);

@@ -1,5 +1,6 @@
 //! First stage of the pretraining: the autoencoder.
 
+use super::MICRO_BATCH;
 use super::config::PretrainConfig;
 use crate::base::metrics::Metrics;
 use crate::base::{Result, Rng, group};
@@ -9,7 +10,7 @@ use crate::diffusion::text_to_image::to_tensor;
 use crate::models::stable_diffusion::Vae;
 use crate::nn::{Builder, resize_bilinear};
 use crate::systems::shared::photos::Photos;
-use crate::train::Gradients;
+use crate::train::MicroBatches;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;
@@ -28,6 +29,7 @@ pub struct Autoencoder<'a> {
     config: PretrainConfig,
     photos: Photos,
     batches: Option<Loader<Tensor>>,
+    micro_batches: MicroBatches,
 }
 
 impl<'a> Autoencoder<'a> {
@@ -44,6 +46,7 @@ impl<'a> Autoencoder<'a> {
             config: config.clone(),
             photos: photos.clone(),
             batches: None,
+            micro_batches: MicroBatches::new(config.vae.batch_size, MICRO_BATCH, model.vae.weights())?,
         })
     }
 
@@ -97,32 +100,37 @@ fn relight(pixels: &mut [u8], probability: f32, rng: &mut Rng) {
     }
 }
 
+/// The loss of photos (B, 3, H, W) with the noise of their latents (B, C, h, w), and its parts; `halved`: at half the size.
+fn losses(vae: &Vae, config: &PretrainConfig, images: &Tensor, noise: &Tensor, halved: bool) -> Result<(Tensor, Metrics)> {
+    let moments = vae.encode(images)?;
+    let latents = moments.sample(noise)?;
+    let (images, latents) = if halved { (half(images)?, half(&latents)?) } else { (images.clone(), latents) };
+    let terms = Terms::new(&images, &vae.decode(&latents)?, &moments.mean, &moments.logvar)?;
+    let loss = terms.total(config)?;
+    let numbers = [("loss", &loss), ("pixel", &terms.pixel), ("colour", &terms.colour), ("kl", &terms.kl)];
+    let numbers = numbers.into_iter().map(|(name, t)| Ok((name.into(), f64::from(t.to_scalar::<f32>()?))));
+    let numbers = numbers.collect::<Result<_>>()?;
+    Ok((loss, numbers))
+}
+
 impl Training for Autoencoder<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics> {
         let images = self.batch(step)?;
-        let moments = self.vae.encode(&images)?;
+        let (items, _, height, width) = images.dims4()?;
+        let (height, width) = self.model.latent_size(height, width)?;
         let mut rng = Rng::stream(self.config.seed, "autoencoder noise", &[step]);
-        let latents = moments.sample(&rng.normal_items(moments.mean.dims(), moments.mean.device())?)?;
-        let (images, latents) = match Rng::stream(self.config.seed, "autoencoder scale", &[step]).uniform() {
-            draw if draw < self.config.vae.equivariance => (half(&images)?, half(&latents)?),
-            _ => (images, latents),
-        };
-        let decoded = self.vae.decode(&latents)?;
-        let terms = Terms::new(&images, &decoded, &moments.mean, &moments.logvar)?;
-        let loss = terms.total(&self.config)?;
-        let gradients = Gradients::of(&loss, self.optimizer.parameters())?;
+        let noise = rng.normal_items(&[items, self.vae.latent_channels(), height, width], images.device())?;
+        let halved = Rng::stream(self.config.seed, "autoencoder scale", &[step]).uniform() < self.config.vae.equivariance;
+        let (vae, config) = (&self.vae, &self.config);
+        let (gradients, mut metrics) = self.micro_batches.gradients(items, self.optimizer.parameters(), |range| {
+            let part = |all: &Tensor| all.narrow(0, range.start, range.len());
+            losses(vae, config, &part(&images)?, &part(&noise)?, halved)
+        })?;
         let rate = self.schedule.learning_rate(self.config.vae.learning_rate, step);
         let norm = self.optimizer.step(&gradients, rate)?;
         self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
-        let number = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
-        Ok(Metrics::from([
-            ("loss".into(), number(&loss)?),
-            ("pixel".into(), number(&terms.pixel)?),
-            ("colour".into(), number(&terms.colour)?),
-            ("kl".into(), number(&terms.kl)?),
-            ("gradient_norm".into(), norm),
-            ("learning_rate".into(), rate),
-        ]))
+        metrics.extend([("gradient_norm".into(), norm), ("learning_rate".into(), rate)]);
+        Ok(metrics)
     }
 
     fn snapshot(&self) -> Result<Snapshot> {

@@ -1,5 +1,6 @@
 //! Second stage of the pretraining: the U-Net and the text encoder.
 
+use super::MICRO_BATCH;
 use super::autoencoder::cosine;
 use super::config::PretrainConfig;
 use super::label_head::LabelHead;
@@ -19,19 +20,15 @@ use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::Schedule;
 use crate::train::stage::Resumable;
-use crate::train::{Gradients, ema};
+use crate::train::{MicroBatches, ema};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Trains U-Net and text encoder together on the latents of whole photos.
 pub struct Denoiser<'a> {
-    model: &'a Model,
-    unet: UNet,
-    text: TextEncoder,
-    /// Where label maps are given.
-    label_head: Option<LabelHead>,
+    networks: Networks<'a>,
     vae: Vae,
-    noise_levels: NoiseSchedule,
     /// Trained parameters, `unet.…`, `text_encoder.…` and `label_head.…`.
     parameters: ParamStore,
     /// Their running average, which is kept in the end.
@@ -43,6 +40,7 @@ pub struct Denoiser<'a> {
     photos: &'a Photos,
     /// Posterior moments by (photo, mirrored): the autoencoder is frozen now.
     encoded: BTreeMap<(usize, bool), Moments>,
+    micro_batches: MicroBatches,
 }
 
 impl<'a> Denoiser<'a> {
@@ -54,16 +52,22 @@ impl<'a> Denoiser<'a> {
         let settings = AdamWConfig { max_gradient_norm: Some(1.0), ..AdamWConfig::default() };
         // Words that no caption holds have no gradient in single steps; position and token tables are sparse by nature.
         let sparse = |name: &str| name.contains("embeddings");
-        Ok(Self {
+        let networks = Networks {
             model,
             unet: UNet::new(&model.unet_config, &Builder::from_store(&model.unet))?,
             text: TextEncoder::new(&model.text_config, &Builder::from_store(&model.text))?,
             label_head,
-            vae: model.frozen_vae()?,
+            label_weight: config.unet.label_weight,
             noise_levels: model.schedule()?,
+            photos,
+        };
+        Ok(Self {
+            networks,
+            vae: model.frozen_vae()?,
             average: parameters.copied()?,
             optimizer: AdamW::new(vec![Group::all(&parameters, 1e-2)], settings)?,
             guard: Guard::new(parameters.weights(), sparse)?,
+            micro_batches: MicroBatches::new(config.unet.batch_size, MICRO_BATCH, parameters.weights())?,
             parameters,
             schedule: cosine(config.unet.steps),
             config: config.clone(),
@@ -102,7 +106,62 @@ impl<'a> Denoiser<'a> {
             let caption = self.photos.caption(index, &mut rng).to_string();
             captions.push(if rng.uniform() < self.config.unet.caption_dropout { String::new() } else { caption });
         }
-        Ok(Batch { latents: Tensor::cat(&latents, 0)?, captions, photos })
+        let latents = Tensor::cat(&latents, 0)?;
+        let (kind, count) = (self.config.unet.timesteps(), self.networks.noise_levels.num_train_timesteps());
+        let draws = Draws::new(&latents, kind, count, self.config.seed, step)?;
+        Ok(Batch { latents, draws, captions, photos })
+    }
+}
+
+struct Batch {
+    latents: Tensor,
+    draws: Draws,
+    captions: Vec<String>,
+    /// Number of each photo, and whether it is mirrored.
+    photos: Vec<(usize, bool)>,
+}
+
+impl Batch {
+    fn part(&self, items: Range<usize>) -> Result<Self> {
+        Ok(Self {
+            latents: self.latents.narrow(0, items.start, items.len())?,
+            draws: self.draws.part(items.clone())?,
+            captions: self.captions[items.clone()].to_vec(),
+            photos: self.photos[items].to_vec(),
+        })
+    }
+}
+
+/// What computes the loss.
+struct Networks<'a> {
+    model: &'a Model,
+    unet: UNet,
+    text: TextEncoder,
+    /// Where label maps are given.
+    label_head: Option<LabelHead>,
+    label_weight: f64,
+    noise_levels: NoiseSchedule,
+    photos: &'a Photos,
+}
+
+impl Networks<'_> {
+    /// The loss, and its parts.
+    fn losses(&self, batch: &Batch) -> Result<(Tensor, Metrics)> {
+        let captions: Vec<&str> = batch.captions.iter().map(String::as_str).collect();
+        let context = self.text.forward(&token_ids(&self.model.tokenizer, &captions)?)?;
+        let mut features = None;
+        let denoised = Denoised::with(&self.noise_levels, &batch.latents, &batch.draws, |noisy, timesteps| {
+            let (prediction, lowest) = self.unet.forward_with_features(noisy, timesteps, &context)?;
+            features = Some(lowest);
+            Ok(prediction)
+        })?;
+        let number = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
+        let loss = denoised.loss()?;
+        let mut numbers = Metrics::from([("loss".into(), number(&loss)?)]);
+        let (Some(head), Some(features)) = (&self.label_head, features) else { return Ok((loss, numbers)) };
+        let label_loss = self.label_loss(head, &features, &batch.photos)?;
+        numbers.insert("label_loss".into(), number(&label_loss)?);
+        Ok(((loss + (label_loss * self.label_weight)?)?, numbers))
     }
 
     /// How well the label head knows what the photos show.
@@ -117,13 +176,6 @@ impl<'a> Denoiser<'a> {
     }
 }
 
-struct Batch {
-    latents: Tensor,
-    captions: Vec<String>,
-    /// Number of each photo, and whether it is mirrored.
-    photos: Vec<(usize, bool)>,
-}
-
 /// The label head, if label maps are given; its parameters join the others.
 fn label_head(model: &Model, config: &PretrainConfig, parameters: &mut ParamStore) -> Result<Option<LabelHead>> {
     let channels = model.unet_config.block_out_channels.last().filter(|_| !config.labels.is_empty());
@@ -136,37 +188,15 @@ fn label_head(model: &Model, config: &PretrainConfig, parameters: &mut ParamStor
 
 impl Training for Denoiser<'_> {
     fn step(&mut self, step: u64) -> Result<Metrics> {
-        let Batch { latents, captions, photos } = self.batch(step)?;
-        let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
-        let context = self.text.forward(&token_ids(&self.model.tokenizer, &captions)?)?;
-        let (kind, count) = (self.config.unet.timesteps(), self.noise_levels.num_train_timesteps());
-        let draws = Draws::new(&latents, kind, count, self.config.seed, step)?;
-        let mut features = None;
-        let denoised = Denoised::with(&self.noise_levels, &latents, &draws, |noisy, timesteps| {
-            let (prediction, lowest) = self.unet.forward_with_features(noisy, timesteps, &context)?;
-            features = Some(lowest);
-            Ok(prediction)
-        })?;
-        let loss = denoised.loss()?;
-        let label_loss = match (&self.label_head, features) {
-            (Some(head), Some(features)) => Some(self.label_loss(head, &features, &photos)?),
-            _ => None,
-        };
-        let total = match &label_loss {
-            Some(label_loss) => (&loss + (label_loss * self.config.unet.label_weight)?)?,
-            None => loss.clone(),
-        };
-        let gradients = Gradients::of(&total, self.optimizer.parameters())?;
+        let batch = self.batch(step)?;
+        let (networks, items) = (&self.networks, batch.photos.len());
+        let (gradients, mut metrics) =
+            self.micro_batches.gradients(items, self.optimizer.parameters(), |range| networks.losses(&batch.part(range)?))?;
         let rate = self.schedule.learning_rate(self.config.unet.learning_rate, step);
         let norm = self.optimizer.step(&gradients, rate)?;
         self.guard.after_step(&gradients, rate, self.optimizer.parameters())?;
         ema::update(&self.average, &self.parameters, ema::ramp(self.config.unet.ema_decay, step))?;
-        let number = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
-        let mut metrics =
-            Metrics::from([("loss".into(), number(&loss)?), ("gradient_norm".into(), norm), ("learning_rate".into(), rate)]);
-        if let Some(label_loss) = &label_loss {
-            metrics.insert("label_loss".into(), number(label_loss)?);
-        }
+        metrics.extend([("gradient_norm".into(), norm), ("learning_rate".into(), rate)]);
         Ok(metrics)
     }
 

@@ -27,6 +27,9 @@ use config::{PretrainConfig, UnetTraining, VaeTraining};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Most images of a micro-batch on the CPU.
+const MICRO_BATCH: usize = 4;
+
 /// Runs both stages and returns the diffusers folder, `model/` in the run.
 ///
 /// # Errors
