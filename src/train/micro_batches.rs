@@ -49,8 +49,8 @@ impl MicroBatches {
     }
 
     /// The gradients of the mean loss of `items`, and the means of the numbers. `losses(range)` gives the mean loss of the items of
-    /// that range, as a scalar to start the backward pass from, and numbers that are means over them. Only micro-batches in work
-    /// hold activations.
+    /// that range, to start the backward pass from, and named numbers that are means over them; all are scalars, read behind the
+    /// backward pass. Only micro-batches in work hold activations.
     ///
     /// # Errors
     /// Those of the micro-batch with the smallest number of those that failed.
@@ -58,17 +58,16 @@ impl MicroBatches {
         &self,
         items: usize,
         parameters: impl IntoIterator<Item = (&'p str, &'p Var)>,
-        losses: impl Fn(Range<usize>) -> Result<(Tensor, Metrics)> + Sync,
+        losses: impl Fn(Range<usize>) -> Result<(Tensor, Numbers)> + Sync,
     ) -> Result<(Gradients, Metrics)> {
         let parameters: Vec<_> = parameters.into_iter().collect();
         let parts = parts(items, self.most);
         let mut sum = Sum::default();
         let part = |part: usize| {
             let share = parts[part].len() as f64 / items as f64;
-            let (loss, mut numbers) = losses(parts[part].clone())?;
+            let (loss, numbers) = losses(parts[part].clone())?;
             let loss = if parts.len() > 1 { (loss * share)? } else { loss };
-            numbers.values_mut().for_each(|number| *number *= share);
-            Ok((Gradients::of(&loss, parameters.iter().copied())?, numbers))
+            Ok((Gradients::of(&loss, parameters.iter().copied())?, read(numbers, share)?))
         };
         self.each(parts.len(), part, |number, part| sum.add(number, part));
         sum.total
@@ -81,13 +80,13 @@ impl MicroBatches {
         items: usize,
         parameters: impl IntoIterator<Item = (&'p str, &'p Var)>,
         forward: impl Fn(Range<usize>) -> Result<Vec<Tensor>> + Sync,
-        join: impl FnOnce(&[Tensor]) -> Result<(Tensor, Metrics)>,
+        join: impl FnOnce(&[Tensor]) -> Result<(Tensor, Numbers)>,
     ) -> Result<(Gradients, Metrics)> {
         let parameters: Vec<_> = parameters.into_iter().collect();
         let parts = parts(items, self.most);
         if parts.len() == 1 {
             let (loss, numbers) = join(&forward(0..items)?)?;
-            return Ok((Gradients::of(&loss, parameters)?, numbers));
+            return Ok((Gradients::of(&loss, parameters)?, read(numbers, 1.0)?));
         }
         let mut outputs: Vec<Result<Vec<Tensor>>> = parts.iter().map(|_| Ok(Vec::new())).collect();
         self.each(parts.len(), |part| forward(parts[part].clone()), |part, found| outputs[part] = found);
@@ -101,6 +100,7 @@ impl MicroBatches {
         let (loss, numbers) = join(&wholes)?;
         let mut store = loss.backward()?;
         let slopes: Vec<Option<Tensor>> = wholes.iter().map(|whole| store.remove(whole)).collect();
+        let numbers = read(numbers, 1.0)?;
         let mut sum = Sum { total: Ok((Gradients::from_store(store, parameters.iter().copied()), numbers)), ..Sum::default() };
         let part = |part: usize| {
             let range = &parts[part];
@@ -131,6 +131,14 @@ impl MicroBatches {
             }
         });
     }
+}
+
+/// Scalars by name.
+pub type Numbers = Vec<(String, Tensor)>;
+
+/// The numbers times `share`.
+fn read(numbers: Numbers, share: f64) -> Result<Metrics> {
+    numbers.into_iter().map(|(name, number)| Ok((name, f64::from(number.to_scalar::<f32>()?) * share))).collect()
 }
 
 /// The micro-batches of a batch: as few as can be, and as equal.
@@ -195,8 +203,7 @@ mod tests {
         };
         let loss = |outputs: &[Tensor]| {
             let loss = outputs[0].sqr()?.mean_all()?;
-            let numbers = Metrics::from([("loss".to_string(), f64::from(loss.to_scalar::<f32>()?))]);
-            Ok((loss, numbers))
+            Ok((loss.clone(), vec![("loss".to_string(), loss)]))
         };
         let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let (gradients, numbers) = pool.install(|| {
@@ -235,7 +242,7 @@ mod tests {
         let scale = Var::new(3f32, &Device::Cpu).unwrap();
         let rows = Tensor::new(&[[1f32, 2.0], [3.0, 4.0], [5.0, 7.0]], &Device::Cpu).unwrap();
         let forward = |range: Range<usize>| Ok(vec![rows.narrow(0, range.start, range.len())?.matmul(&w)?]);
-        let join = |outputs: &[Tensor]| Ok((outputs[0].broadcast_mul(&scale)?.sum_all()?, Metrics::new()));
+        let join = |outputs: &[Tensor]| Ok((outputs[0].broadcast_mul(&scale)?.sum_all()?, Vec::new()));
         let parameters = [("scale", &scale), ("w", &w)];
         let (found, _) = MicroBatches::new(3, 1, parameters).unwrap().joined(3, parameters, forward, join).unwrap();
         assert_eq!(found.get("w").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(), [27.0, 39.0]);

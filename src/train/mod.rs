@@ -15,4 +15,4 @@ pub mod schedule;
 pub mod stage;
 
 pub use gradients::Gradients;
-pub use micro_batches::MicroBatches;
+pub use micro_batches::{MicroBatches, Numbers};

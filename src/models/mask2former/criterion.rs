@@ -117,15 +117,15 @@ impl Losses {
 
     /// Names as the published logs have them (`loss_ce`, `loss_mask`, `loss_dice`; earlier layers with `_0`, `_1`, …) and
     /// values, not weighted.
-    pub fn named(&self) -> candle_core::Result<Vec<(String, f32)>> {
+    pub fn named(&self) -> Vec<(String, Tensor)> {
         let mut named = Vec::with_capacity(3 * self.layers.len());
         for (i, layer) in self.layers.iter().enumerate() {
             let end = if i + 1 == self.layers.len() { String::new() } else { format!("_{i}") };
             for (name, loss) in [("loss_ce", &layer.class), ("loss_mask", &layer.mask), ("loss_dice", &layer.dice)] {
-                named.push((format!("{name}{end}"), loss.to_scalar()?));
+                named.push((format!("{name}{end}"), loss.clone()));
             }
         }
-        Ok(named)
+        named
     }
 }
 

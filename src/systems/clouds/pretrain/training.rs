@@ -130,8 +130,7 @@ impl Training for ClipTraining {
         };
         let loss = |vectors: &[Tensor]| {
             let loss = contrastive_loss(&vectors[0], &vectors[1], clip.logit_scale())?;
-            let value = f64::from(loss.to_scalar::<f32>()?);
-            Ok((loss, Metrics::from([("loss".into(), value)])))
+            Ok((loss.clone(), vec![("loss".into(), loss)]))
         };
         let (gradients, mut metrics) =
             self.micro_batches.joined(batch.ids.dim(0)?, self.optimizer.parameters(), vectors, loss)?;

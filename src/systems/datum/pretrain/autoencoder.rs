@@ -10,13 +10,13 @@ use crate::diffusion::text_to_image::to_tensor;
 use crate::models::stable_diffusion::Vae;
 use crate::nn::{Builder, resize_bilinear};
 use crate::systems::shared::photos::Photos;
-use crate::train::MicroBatches;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
 use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::stage::Resumable;
+use crate::train::{MicroBatches, Numbers};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Trains the autoencoder on random crops.
@@ -101,16 +101,14 @@ fn relight(pixels: &mut [u8], probability: f32, rng: &mut Rng) {
 }
 
 /// The loss of photos (B, 3, H, W) with the noise of their latents (B, C, h, w), and its parts; `halved`: at half the size.
-fn losses(vae: &Vae, config: &PretrainConfig, images: &Tensor, noise: &Tensor, halved: bool) -> Result<(Tensor, Metrics)> {
+fn losses(vae: &Vae, config: &PretrainConfig, images: &Tensor, noise: &Tensor, halved: bool) -> Result<(Tensor, Numbers)> {
     let moments = vae.encode(images)?;
     let latents = moments.sample(noise)?;
     let (images, latents) = if halved { (half(images)?, half(&latents)?) } else { (images.clone(), latents) };
     let terms = Terms::new(&images, &vae.decode(&latents)?, &moments.mean, &moments.logvar)?;
     let loss = terms.total(config)?;
-    let numbers = [("loss", &loss), ("pixel", &terms.pixel), ("colour", &terms.colour), ("kl", &terms.kl)];
-    let numbers = numbers.into_iter().map(|(name, t)| Ok((name.into(), f64::from(t.to_scalar::<f32>()?))));
-    let numbers = numbers.collect::<Result<_>>()?;
-    Ok((loss, numbers))
+    let numbers = [("loss", loss.clone()), ("pixel", terms.pixel), ("colour", terms.colour), ("kl", terms.kl)];
+    Ok((loss, numbers.map(|(name, number)| (name.into(), number)).into()))
 }
 
 impl Training for Autoencoder<'_> {

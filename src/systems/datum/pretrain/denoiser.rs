@@ -20,7 +20,7 @@ use crate::train::guard::Guard;
 use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::Schedule;
 use crate::train::stage::Resumable;
-use crate::train::{MicroBatches, ema};
+use crate::train::{MicroBatches, Numbers, ema};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -146,7 +146,7 @@ struct Networks<'a> {
 
 impl Networks<'_> {
     /// The loss, and its parts.
-    fn losses(&self, batch: &Batch) -> Result<(Tensor, Metrics)> {
+    fn losses(&self, batch: &Batch) -> Result<(Tensor, Numbers)> {
         let captions: Vec<&str> = batch.captions.iter().map(String::as_str).collect();
         let context = self.text.forward(&token_ids(&self.model.tokenizer, &captions)?)?;
         let mut features = None;
@@ -155,12 +155,11 @@ impl Networks<'_> {
             features = Some(lowest);
             Ok(prediction)
         })?;
-        let number = |t: &Tensor| t.to_scalar::<f32>().map(f64::from);
         let loss = denoised.loss()?;
-        let mut numbers = Metrics::from([("loss".into(), number(&loss)?)]);
+        let mut numbers = vec![("loss".into(), loss.clone())];
         let (Some(head), Some(features)) = (&self.label_head, features) else { return Ok((loss, numbers)) };
         let label_loss = self.label_loss(head, &features, &batch.photos)?;
-        numbers.insert("label_loss".into(), number(&label_loss)?);
+        numbers.push(("label_loss".into(), label_loss.clone()));
         Ok(((loss + (label_loss * self.label_weight)?)?, numbers))
     }
 
