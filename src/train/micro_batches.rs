@@ -74,7 +74,10 @@ impl MicroBatches {
     }
 
     /// As [`Self::gradients`] for a loss that needs the outputs of all items together. `forward(range)` gives tensors whose first
-    /// dimension are the items of that range; `join` makes loss and numbers of all of them.
+    /// dimension are the items of that range; `join` makes loss and numbers of all of them. All activations are held until then.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`], and those of `join`.
     pub fn joined<'p>(
         &self,
         items: usize,
