@@ -190,6 +190,40 @@ fn batches_are_as_specified() {
     }
 }
 
+#[test]
+fn batches_of_one_group_are_told_by_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = ["Red", "green", "photo of a blue"].map(String::from).to_vec();
+    let config = ClipPretrainConfig { group_words: words, group_share: 1.0, ..draw(dir.path(), 50) };
+    let pairs = Pairs::open(&config, &Silent).unwrap();
+    // 46 photos to learn from: 13 red, 13 green, 10 blue, 10 grey.
+    let colours = |step| pairs.choice(step).iter().map(|(index, _)| index % 4).collect::<Vec<_>>();
+    let mut orders = BTreeSet::new();
+    for round in 0..2 {
+        let (mut seen, mut batches) = (BTreeSet::new(), Vec::new());
+        for step in 10 * round..10 * round + 10 {
+            assert!(pairs.choice(step).iter().all(|(index, _)| seen.insert(*index)), "no photo twice in a round");
+            let colours = colours(step);
+            assert!(colours.iter().all(|colour| *colour == colours[0]), "{colours:?}");
+            batches.push(colours[0]);
+        }
+        orders.insert(batches);
+    }
+    assert_eq!(orders.len(), 2, "groups come in another order each round");
+    let mixed = Pairs::open(&ClipPretrainConfig { group_share: 0.5, ..config.clone() }, &Silent).unwrap();
+    let of_one = |round: u64| {
+        (10 * round..10 * round + 10)
+            .all(|step| mixed.choice(step).iter().map(|(index, _)| index % 4).collect::<BTreeSet<_>>().len() == 1)
+    };
+    let rounds = (0..40).filter(|round| of_one(*round)).count();
+    assert!((10..=30).contains(&rounds), "{rounds} of 40");
+
+    assert!(
+        message(Pairs::open(&ClipPretrainConfig { batch_size: 14, ..config.clone() }, &Silent)).contains("at most 13 in one")
+    );
+    assert!(message(ClipPretrainConfig { group_words: Vec::new(), ..config }.validate()).contains("set group_words"));
+}
+
 fn training(config: &ClipPretrainConfig) -> ClipTraining {
     ClipTraining::new(config, Pairs::open(config, &Silent).unwrap()).unwrap()
 }

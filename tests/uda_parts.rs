@@ -5,6 +5,7 @@
 mod fill;
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor, Var};
+use datum::base::group::Share;
 use datum::io::weights::{SafetensorsFile, TensorSource};
 use datum::models::mit;
 use datum::models::segmenter::Segmenter;
@@ -63,6 +64,7 @@ fn feature_distance_and_its_gradient_match_pytorch() {
     let context = Context {
         student: &student,
         supervision: &WholeImage,
+        share: &Share::whole(),
         batch: &batch,
         features: std::slice::from_ref(&student.0),
         pseudo: None,
@@ -91,6 +93,7 @@ fn without_things_there_is_no_feature_distance() {
     let context = Context {
         student: &student,
         supervision: &WholeImage,
+        share: &Share::whole(),
         batch: &batch,
         features: &features,
         pseudo: None,

@@ -1,6 +1,7 @@
 //! The training step on a toy network: gradients, moving average, streams of random numbers, resuming.
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
+use datum::base::group::Shares;
 use datum::base::{Result, Rng};
 use datum::models::mit;
 use datum::models::segmenter::Segmenter;
@@ -59,7 +60,8 @@ impl LossTerm<Toy> for SmallLogits {
     fn compute(&self, context: &Context<'_, Toy>) -> Result<Losses> {
         let mut losses = Losses::default();
         let Some(mixed) = context.mixed else { return Ok(losses) };
-        let logits = context.student.forward(&mixed.images, &Pass::train(context.rng("small logits")))?;
+        let pass = Pass::train(context.rng("small logits")).of(context.share);
+        let logits = context.student.forward(&mixed.images, &pass)?;
         losses.add("loss", logits.sqr()?.mean_all()?);
         Ok(losses)
     }
@@ -267,4 +269,50 @@ fn images_that_do_not_fit_are_refused() {
     let target = Some(Tensor::zeros((2, 3, 24, 24), DType::F32, &Device::Cpu).unwrap());
     let message = engine.step(0, &StepBatch { target, ..batch(0) }, 0).unwrap_err().to_string();
     assert!(message.contains("[2, 3, 24, 32]") && message.contains("[2, 3, 24, 24]"), "{message}");
+}
+
+/// Two steps on four images, divided in two shares as with so many threads, or not at all.
+fn steps_of_four(threads: Option<usize>) -> (Vec<Metrics>, BTreeMap<String, Vec<f32>>) {
+    let of_four = |seed: u64| {
+        let (a, b) = (batch(seed), batch(seed + 100));
+        let cat = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], 0).unwrap();
+        let target = cat(a.target.as_ref().unwrap(), b.target.as_ref().unwrap());
+        StepBatch { images: cat(&a.images, &b.images), labels: cat(&a.labels, &b.labels), target: Some(target) }
+    };
+    let mut engine = engine(config());
+    if let Some(threads) = threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        engine.shares = pool.install(|| Shares::of(4)).unwrap();
+        assert_eq!(engine.shares.count(), 2);
+    }
+    let run = |iteration: u64| {
+        let output = engine.step(iteration, &of_four(iteration), 77).unwrap();
+        descend(&engine, &output.gradients);
+        output.metrics
+    };
+    let metrics = [0, 1].map(run).to_vec();
+    let teacher = engine.teacher.as_ref().unwrap().parameters();
+    let student = engine.parameters.iter().map(|(name, p)| (name.to_string(), values(&p.var)));
+    (metrics, student.chain(teacher.iter().map(|(name, p)| (format!("teacher.{name}"), values(&p.var)))).collect())
+}
+
+#[test]
+fn shares_side_by_side_make_the_step_of_the_whole_batch() {
+    let (whole, whole_tensors) = steps_of_four(None);
+    let (metrics, tensors) = steps_of_four(Some(1));
+    for (a, b) in whole.iter().zip(&metrics) {
+        assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+        for (key, value) in a {
+            assert!((value - b[key]).abs() <= 1e-5 * value.abs().max(1.0), "{key}: {value}, in shares {}", b[key]);
+        }
+    }
+    // Running statistics of student and teacher among them.
+    for (name, values) in &whole_tensors {
+        for (value, share) in values.iter().zip(&tensors[name]) {
+            assert!((value - share).abs() <= 1e-5 * value.abs().max(1.0), "{name}: {value}, in shares {share}");
+        }
+    }
+    for threads in [2, 3] {
+        assert_eq!(steps_of_four(Some(threads)), (metrics.clone(), tensors.clone()), "{threads} threads");
+    }
 }

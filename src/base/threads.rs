@@ -1,6 +1,7 @@
 //! Threads of tensor programs.
 
-use super::group;
+use super::{Error, Result, group};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// Candle's variable for the threads of its element-wise operations.
 const ELEMENTWISE: &str = "CANDLE_NUM_THREADS";
@@ -20,6 +21,16 @@ pub fn share_processors() {
     unsafe {
         std::env::set_var(ELEMENTWISE, (processors / 4).max(1).to_string());
     }
+}
+
+/// Threads for a part of a computation that runs beside others. Their stacks are large: candle's backward pass recurses as deep as the
+/// graph.
+///
+/// # Errors
+/// Threads that cannot be started.
+pub fn pool(threads: usize) -> Result<ThreadPool> {
+    let pool = ThreadPoolBuilder::new().num_threads(threads).stack_size(64 << 20).build();
+    pool.map_err(|e| Error::environment(format!("cannot start threads: {e}"), "give a smaller `--threads`"))
 }
 
 /// Threads for this process when a launcher started several on its machine: what the launcher gives it, else the processors it is

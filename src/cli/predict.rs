@@ -16,7 +16,7 @@ pub struct PredictArgs {
     /// Photos and folders of photos
     #[arg(value_name = "IMAGE|FOLDER", required = true)]
     inputs: Vec<PathBuf>,
-    /// Run of `adapt` or `clouds train`, a segmenter file, or a published checkpoint of CLOUDS
+    /// Run of `adapt` or `clouds train`, a segmenter file, or a published checkpoint of DAFormer, DATUM or CLOUDS
     #[arg(long, value_name = "RUN|FILE")]
     checkpoint: PathBuf,
     /// Folder for the results

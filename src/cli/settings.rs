@@ -27,7 +27,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("clouds-nano-clip", include_str!("../../recipes/clouds-nano-clip.toml")),
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
-    ("nano-2", include_str!("../../recipes/nano-2.toml")),
+    ("nano-things", include_str!("../../recipes/nano-things.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
     ("demo", include_str!("../../recipes/demo.toml")),
     ("demo-fast", include_str!("../../recipes/demo-fast.toml")),

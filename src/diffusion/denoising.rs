@@ -1,7 +1,8 @@
 //! The denoising objective of latent diffusion training: pretraining and DreamBooth share it.
 
 use super::noise_schedule::NoiseSchedule;
-use crate::base::{Rng, group};
+use crate::base::Rng;
+use crate::base::group::{self, Share};
 use crate::models::stable_diffusion::UNet;
 use crate::nn::mse;
 use candle_core::{Result, Tensor};
@@ -72,6 +73,11 @@ impl Draws {
             noise.push(rng.normal_tensor(&[1, channels, height, width], latents.device())?);
         }
         Ok(Self { noise: Tensor::cat(&noise, 0)?, timesteps })
+    }
+
+    /// Those of the items of a share.
+    pub fn rows(&self, share: &Share) -> Result<Self> {
+        Ok(Self { noise: share.rows(&self.noise)?, timesteps: share.items(&self.timesteps) })
     }
 
     /// Those of some of the items.

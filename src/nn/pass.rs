@@ -1,6 +1,7 @@
 //! How a forward pass behaves: which random layers are on, and where batch norm takes its statistics from.
 
-use crate::base::{Rng, group};
+use crate::base::Rng;
+use crate::base::group::Share;
 use candle_core::{Result, Tensor};
 use std::cell::RefCell;
 
@@ -9,23 +10,34 @@ use std::cell::RefCell;
 pub struct Pass {
     batch_statistics: bool,
     draws: Option<RefCell<Rng>>,
+    share: Share,
 }
 
 impl Pass {
     /// Inference: running statistics, nothing random.
     pub fn eval() -> Self {
-        Self { batch_statistics: false, draws: None }
+        Self { batch_statistics: false, draws: None, share: Share::whole() }
     }
 
     /// Training: batch statistics (running ones are updated), dropout and drop-path drawn from `rng`, item by item, for the batch
     /// of all processes.
     pub fn train(rng: Rng) -> Self {
-        Self { batch_statistics: true, draws: Some(RefCell::new(rng)) }
+        Self { batch_statistics: true, draws: Some(RefCell::new(rng)), share: Share::whole() }
     }
 
     /// Batch statistics without dropout and drop-path: how the self-training teacher predicts.
     pub fn statistics_only() -> Self {
-        Self { batch_statistics: true, draws: None }
+        Self { batch_statistics: true, draws: None, share: Share::whole() }
+    }
+
+    /// The pass of one share of the batch: draws are those of its rows, statistics those of all.
+    pub fn of(self, share: &Share) -> Self {
+        Self { share: share.clone(), ..self }
+    }
+
+    /// The share of the batch this pass is of.
+    pub(super) fn share(&self) -> &Share {
+        &self.share
     }
 
     /// True when batch norm uses (and records) the statistics of the batch.
@@ -64,7 +76,7 @@ impl Pass {
         let mut draws = draws.borrow_mut();
         let width = mask_shape[1..].iter().product();
         let draw = || if draws.uniform() < keep { 1.0 / keep } else { 0.0 };
-        let mask: Vec<f32> = group::current().own_rows(mask_shape[0], width, draw);
+        let mask: Vec<f32> = self.share.group().own_rows(mask_shape[0], width, draw);
         xs.broadcast_mul(&Tensor::from_vec(mask, mask_shape, xs.device())?.to_dtype(xs.dtype())?)
     }
 }

@@ -2,17 +2,14 @@
 
 use super::Gradients;
 use crate::base::metrics::Metrics;
-use crate::base::{Error, Result, device};
+use crate::base::{Result, device, threads};
 use crate::nn::backward_from;
 use candle_core::{Tensor, Var};
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::ThreadPool;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-
-/// Stack of a thread; candle's backward pass recurses as deep as the graph.
-const STACK: usize = 64 << 20;
 
 /// Memory for the gradients of micro-batches in work. A batch of a large network has few workers, each with many threads.
 const GRADIENT_BYTES: usize = 2 << 30;
@@ -20,7 +17,7 @@ const GRADIENT_BYTES: usize = 2 << 30;
 /// Computes the gradients of a batch as those of micro-batches, as many at the same time as there are threads.
 ///
 /// Between operations candle's backward pass fills and adds tensors in one thread, which a batch as a whole waits for. Side by
-/// side, micro-batches keep all threads busy. No network with batch norm that takes its statistics from the batch. How a batch is
+/// side, micro-batches keep all threads busy. Not for batch norm with the statistics of the batch, see [`crate::base::group::Shares`]. How a batch is
 /// divided does not depend on the number of threads, and neither do results. Other devices than the CPU compute it whole.
 pub struct MicroBatches {
     /// Most items of a micro-batch.
@@ -32,20 +29,14 @@ pub struct MicroBatches {
 impl MicroBatches {
     /// For batches of `items` in micro-batches of at most `most`, with the threads of the pool this is called from.
     pub fn new<'p>(items: usize, most: usize, parameters: impl IntoIterator<Item = (&'p str, &'p Var)>) -> Result<Self> {
-        let threads = rayon::current_num_threads();
+        let available = rayon::current_num_threads();
         let bytes: usize = parameters.into_iter().map(|(_, var)| var.elem_count() * 4).sum();
-        let workers = match parts(items, most).len().min(threads).min(GRADIENT_BYTES / bytes.max(1)) {
+        let workers = match parts(items, most).len().min(available).min(GRADIENT_BYTES / bytes.max(1)) {
             0 | 1 => 0,
             workers => workers,
         };
-        let pool = |worker| {
-            let threads = threads / workers + usize::from(worker < threads % workers);
-            ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build()
-        };
-        let workers = (0..workers).map(pool).collect::<std::result::Result<_, _>>();
-        let workers =
-            workers.map_err(|e| Error::environment(format!("cannot start threads: {e}"), "give a smaller `--threads`"))?;
-        Ok(Self { most, workers })
+        let pool = |worker| threads::pool(available / workers + usize::from(worker < available % workers));
+        Ok(Self { most, workers: (0..workers).map(pool).collect::<Result<_>>()? })
     }
 
     /// The gradients of the mean loss of `items`, and the means of the numbers. `losses(range)` gives the mean loss of the items of
@@ -184,7 +175,9 @@ impl Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Error;
     use candle_core::Device;
+    use rayon::ThreadPoolBuilder;
 
     /// Gradients of `w` and the numbers, by a pool of so many threads; from item `fail_from` on there is an error.
     type Found = Result<(Vec<f32>, Metrics)>;

@@ -1,7 +1,8 @@
 //! ClassMix: half of the source classes are pasted over the target image.
 
 use super::PseudoLabels;
-use crate::base::{Rng, group};
+use crate::base::Rng;
+use crate::base::group::{self, Share};
 use candle_core::{Result, Tensor};
 use std::collections::BTreeSet;
 
@@ -16,6 +17,18 @@ pub struct Mixed {
     pub weights: Tensor,
     /// (B, H, W) u8: 1 where pasted.
     pub mask: Tensor,
+}
+
+impl Mixed {
+    /// The rows of a share.
+    pub(super) fn rows(&self, share: &Share) -> Result<Self> {
+        Ok(Self {
+            images: share.rows(&self.images)?,
+            labels: share.rows(&self.labels)?,
+            weights: share.rows(&self.weights)?,
+            mask: share.rows(&self.mask)?,
+        })
+    }
 }
 
 /// The values in `labels`, sorted. `ignore_index` counts as a class of its own, as in the published code.

@@ -1,7 +1,7 @@
 //! Feature distance: on thing classes, the student's encoder stays near the one trained on ImageNet.
 
 use super::{Context, LossTerm, Losses, Stage};
-use crate::base::{Result, group};
+use crate::base::Result;
 use crate::models::segmenter::Segmenter;
 use crate::nn::Pass;
 use candle_core::{Result as TensorResult, Tensor};
@@ -61,8 +61,8 @@ impl<S: Segmenter> LossTerm<S> for FeatureDistance<S> {
         let (_, _, rows, columns) = features.dims4()?;
         let cells = thing_cells(&context.batch.labels, (rows, columns), &self.config)?;
         let chosen = cells.iter().filter(|&&cell| cell).count();
-        // The same mean over the cells of all processes.
-        let count = group::current().mean_of(vec![chosen as f64])?[0];
+        // The same mean over the cells of all shares and processes.
+        let count = context.share.group().mean_of(vec![chosen as f64])?[0];
         if count > 0.0 {
             let frozen = self.imagenet.features(&context.batch.images, &Pass::eval())?;
             if let Some(reference) = frozen.last() {

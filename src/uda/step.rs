@@ -3,12 +3,15 @@
 use super::class_mix::class_mix;
 use super::terms::{Context, Labelled, LossTerm, Losses, Metrics, Scored, Stage, Supervision, TargetRelabeler, WholeImage};
 use super::{Augmentation, Margins, Mixed, PseudoLabels, StrongAugment, Switches, Teacher};
-use crate::base::{Error, Result, Rng, group};
+use crate::base::group::{self, Share, Shares, united};
+use crate::base::{Error, Result, Rng};
 use crate::models::segmenter::{Normalization, Segmenter};
 use crate::nn::ParamStore;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use serde::{Deserialize, Serialize};
+
+static WHOLE: Share = Share::whole();
 
 /// Settings of the step. The defaults are DAFormer's, without margins.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -39,6 +42,14 @@ pub struct StepBatch {
     pub target: Option<Tensor>,
 }
 
+impl StepBatch {
+    /// The rows of a share.
+    fn rows(&self, share: &Share) -> Result<Self> {
+        let target = self.target.as_ref().map(|target| share.rows(target)).transpose()?;
+        Ok(Self { images: share.rows(&self.images)?, labels: share.rows(&self.labels)?, target })
+    }
+}
+
 /// What one step hands to the optimiser and the log.
 #[derive(Debug)]
 pub struct StepOutput {
@@ -64,6 +75,8 @@ pub struct SelfTraining<S> {
     pub losses: Vec<Box<dyn LossTerm<S>>>,
     /// Change the pseudo-labels, in this order.
     pub relabelers: Vec<Box<dyn TargetRelabeler>>,
+    /// How the batch is divided among threads; as the constructor leaves it, not at all.
+    pub shares: Shares,
     /// Settings.
     pub config: Config,
 }
@@ -79,6 +92,7 @@ impl<S: Segmenter> SelfTraining<S> {
             supervision: Box::new(WholeImage),
             losses: Vec::new(),
             relabelers: Vec::new(),
+            shares: Shares::whole(),
             config,
         }
     }
@@ -98,27 +112,25 @@ impl<S: Segmenter> SelfTraining<S> {
     /// Batch and strategy that do not fit, see [`StepBatch`].
     pub fn step(&mut self, iteration: u64, batch: &StepBatch, seed: u64) -> Result<StepOutput> {
         self.check(batch)?;
-        let stream = |purpose| Rng::stream(seed, purpose, &[iteration]);
         let mut output = StepOutput { gradients: GradStore::default(), metrics: Metrics::new() };
         if let Some(teacher) = &mut self.teacher {
             teacher.follow(&self.parameters)?;
         }
-        let source = Labelled { images: &batch.images, labels: &batch.labels, weights: None };
-        let scored = self.supervision.score(&self.student, source, stream("student source"))?;
-        self.finish_stage(Stage::Source, scored, &self.context(batch, iteration, seed), &mut output)?;
+        let context = self.context(batch, iteration, seed);
+        self.stage(Stage::Source, &context, &mut output)?;
 
         let (Some(teacher), Some(target)) = (&self.teacher, &batch.target) else { return Ok(output) };
-        let mut pseudo = teacher.predict(target, self.config.confidence_threshold, self.config.margins)?;
+        let logits = self.shares.each(|share| teacher.predict(&share.rows(target)?, share))?;
+        let mut pseudo = PseudoLabels::from_logits(&united(&logits)?, self.config.confidence_threshold, self.config.margins)?;
+        drop(logits);
         for relabeler in &mut self.relabelers {
             pseudo.labels = relabeler.relabel(iteration, target, &pseudo.labels)?;
         }
         output.metrics.insert("pseudo_label.confident_share".into(), pseudo.confident_share);
         let (mixed, switches) = self.mix(batch, target, &pseudo, iteration, seed)?;
-        let view = Labelled { images: &mixed.images, labels: &mixed.labels, weights: Some(&mixed.weights) };
-        let scored = self.supervision.score(&self.student, view, stream("student mixed"))?;
         let context = Context { pseudo: Some(&pseudo), mixed: Some(&mixed), switches, ..self.context(batch, iteration, seed) };
-        self.finish_stage(Stage::Mixed, scored, &context, &mut output)?;
-        self.finish_stage(Stage::Separate, Scored::default(), &context, &mut output)?;
+        self.stage(Stage::Mixed, &context, &mut output)?;
+        self.stage(Stage::Separate, &context, &mut output)?;
         Ok(output)
     }
 
@@ -133,8 +145,28 @@ impl<S: Segmenter> SelfTraining<S> {
         )))
     }
 
-    /// Adds the stage's extra losses, runs the backward pass and drops the graph.
-    fn finish_stage(&self, stage: Stage, scored: Scored, context: &Context<'_, S>, output: &mut StepOutput) -> Result<()> {
+    /// Scores the stage's view and adds the stage's extra losses and their gradients, shares of the batch side by side.
+    fn stage(&self, stage: Stage, context: &Context<'_, S>, output: &mut StepOutput) -> Result<()> {
+        let shares = self.shares.each(|share| {
+            let batch = context.batch.rows(share)?;
+            let pseudo = context.pseudo.map(|pseudo| pseudo.rows(share)).transpose()?;
+            let mixed = context.mixed.map(|mixed| mixed.rows(share)).transpose()?;
+            let own = Context { share, batch: &batch, pseudo: pseudo.as_ref(), mixed: mixed.as_ref(), ..*context };
+            self.share_of_stage(stage, &own)
+        })?;
+        for (gradients, metrics) in shares {
+            let share = 1.0 / self.shares.count() as f32;
+            for (key, value) in metrics {
+                *output.metrics.entry(key).or_default() += value * share;
+            }
+            output.add_gradients(gradients, &self.parameters)?;
+        }
+        Ok(())
+    }
+
+    /// The gradients of one share, as its part in the mean over all, and its metrics. The graph ends here.
+    fn share_of_stage(&self, stage: Stage, context: &Context<'_, S>) -> Result<(GradStore, Metrics)> {
+        let scored = self.score(stage, context)?;
         let mut losses = Losses::default();
         losses.absorb(if stage == Stage::Mixed { "mix" } else { "" }, 1.0, scored.losses)?;
         let context = Context { features: &scored.features, ..*context };
@@ -142,11 +174,26 @@ impl<S: Segmenter> SelfTraining<S> {
             losses.absorb(term.name(), term.weight(), term.compute(&context)?)?;
         }
         let (total, metrics) = losses.finish()?;
-        output.metrics.extend(metrics);
-        match total {
-            Some(total) => output.add_gradients(total.backward()?, &self.parameters),
-            None => Ok(()),
-        }
+        let Some(total) = total else { return Ok((GradStore::default(), metrics)) };
+        let count = self.shares.count();
+        let total = if count > 1 { (total / count as f64)? } else { total };
+        Ok((total.backward()?, metrics))
+    }
+
+    /// The student on the images of a stage that has some.
+    fn score(&self, stage: Stage, context: &Context<'_, S>) -> Result<Scored> {
+        let (view, rng) = match (stage, context.mixed) {
+            (Stage::Source, _) => {
+                let batch = context.batch;
+                (Labelled { images: &batch.images, labels: &batch.labels, weights: None }, context.rng("student source"))
+            }
+            (Stage::Mixed, Some(mixed)) => (
+                Labelled { images: &mixed.images, labels: &mixed.labels, weights: Some(&mixed.weights) },
+                context.rng("student mixed"),
+            ),
+            _ => return Ok(Scored::default()),
+        };
+        self.supervision.score(&self.student, view, rng, context.share)
     }
 
     /// # Randomness
@@ -173,6 +220,7 @@ impl<S: Segmenter> SelfTraining<S> {
         Context {
             student: &self.student,
             supervision: &*self.supervision,
+            share: &WHOLE,
             batch,
             features: &[],
             pseudo: None,

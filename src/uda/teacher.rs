@@ -1,7 +1,8 @@
 //! The teacher: a moving average of the student that labels the target images.
 
 use super::terms::classify;
-use crate::base::{Result, group};
+use crate::base::Result;
+use crate::base::group::{self, Share};
 use crate::io::weights::TensorSource;
 use crate::models::segmenter::Segmenter;
 use crate::nn::{Builder, ParamStore, Pass, resize_bilinear};
@@ -39,6 +40,11 @@ pub struct PseudoLabels {
 }
 
 impl PseudoLabels {
+    /// The rows of a share.
+    pub(super) fn rows(&self, share: &Share) -> Result<Self> {
+        Ok(Self { labels: share.rows(&self.labels)?, weights: share.rows(&self.weights)?, ..*self })
+    }
+
     /// Labels and weights from logits at image size.
     ///
     /// # Shapes
@@ -101,14 +107,14 @@ impl<S: Segmenter> Teacher<S> {
         Ok(())
     }
 
-    /// Labels target images: no dropout, no drop-path, batch norm on the statistics of this batch (and recording them).
+    /// Logits of target images at their size: no dropout, no drop-path, batch norm on the statistics of this batch (and recording them).
     ///
     /// # Shapes
-    /// `images` (B, 3, H, W)
-    pub fn predict(&self, images: &Tensor, confidence_threshold: f32, margins: Margins) -> Result<PseudoLabels> {
+    /// `images` (B, 3, H, W), the rows of `share` → (B, K, H, W)
+    pub fn predict(&self, images: &Tensor, share: &Share) -> Result<Tensor> {
         let (_, _, height, width) = images.dims4()?;
-        let logits = self.model.forward(images, &Pass::statistics_only())?;
-        PseudoLabels::from_logits(&resize_bilinear(&logits, (height, width), false)?, confidence_threshold, margins)
+        let logits = self.model.forward(images, &Pass::statistics_only().of(share))?;
+        Ok(resize_bilinear(&logits, (height, width), false)?)
     }
 
     /// The teacher's tensors, for looking at or saving next to the student's.

@@ -1,6 +1,7 @@
 //! The places where a strategy plugs in: how a labelled view is scored, extra losses, changed pseudo-labels.
 
 use super::{Mixed, PseudoLabels, StepBatch, Switches};
+use crate::base::group::Share;
 use crate::base::{Result, Rng};
 use crate::models::segmenter::Segmenter;
 use crate::nn::{Pass, cross_entropy, resize_bilinear};
@@ -76,12 +77,12 @@ pub struct Scored {
 }
 
 /// How a labelled view of the student is scored: [`WholeImage`], or HRDA's context and detail crop.
-pub trait Supervision<S> {
-    /// Runs the student in training mode and computes its losses.
+pub trait Supervision<S>: Send + Sync {
+    /// Runs the student in training mode and computes its losses. The view holds the rows of `share`.
     ///
     /// # Randomness
     /// Whatever it takes from `rng` (dropout, drop-path, crops).
-    fn score(&self, student: &S, view: Labelled<'_>, rng: Rng) -> Result<Scored>;
+    fn score(&self, student: &S, view: Labelled<'_>, rng: Rng, share: &Share) -> Result<Scored>;
 }
 
 /// Cross-entropy of the logits, resized to the labels' size.
@@ -89,8 +90,8 @@ pub trait Supervision<S> {
 pub struct WholeImage;
 
 impl<S: Segmenter> Supervision<S> for WholeImage {
-    fn score(&self, student: &S, view: Labelled<'_>, rng: Rng) -> Result<Scored> {
-        let pass = Pass::train(rng);
+    fn score(&self, student: &S, view: Labelled<'_>, rng: Rng, share: &Share) -> Result<Scored> {
+        let pass = Pass::train(rng).of(share);
         let features = student.features(view.images, &pass)?;
         let logits = student.head(&features, &pass)?;
         let (_, height, width) = view.labels.dims3()?;
@@ -113,12 +114,14 @@ pub enum Stage {
     Separate,
 }
 
-/// What a loss may look at.
+/// What a loss may look at: all of it are the rows of one share of the batch.
 pub struct Context<'a, S> {
     /// The network in training.
     pub student: &'a S,
     /// How labelled views are scored, for losses that make views of their own.
     pub supervision: &'a dyn Supervision<S>,
+    /// Which rows these are. A forward pass is [`Pass::of`] it; sums over all rows go through its group.
+    pub share: &'a Share,
     /// The images of the step.
     pub batch: &'a StepBatch,
     /// The student's encoder outputs in this stage, finest first.
@@ -143,7 +146,7 @@ impl<S> Context<'_, S> {
 }
 
 /// A loss besides the supervised ones.
-pub trait LossTerm<S> {
+pub trait LossTerm<S>: Send + Sync {
     /// Prefix of its log keys, e.g. `src`.
     fn name(&self) -> &str;
     /// Factor in the objective; logged losses include it.
@@ -155,7 +158,7 @@ pub trait LossTerm<S> {
 }
 
 /// Changes pseudo-labels before they are mixed. Weights stay as they are.
-pub trait TargetRelabeler {
+pub trait TargetRelabeler: Send + Sync {
     /// New labels of the target images.
     ///
     /// # Shapes

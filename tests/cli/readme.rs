@@ -2,7 +2,10 @@
 
 use super::support::{ADAPT, PRETRAIN, Sandbox, draw, outcome};
 use datum::io::images::{write_gray_png, write_png};
-use std::collections::BTreeSet;
+use datum::io::weights::save;
+use datum::models::segmenter::{EncoderDecoder, SegmenterConfig};
+use datum::nn::Builder;
+use std::collections::{BTreeMap, BTreeSet};
 
 const README: &str = include_str!("../../README.md");
 
@@ -102,6 +105,13 @@ fn prepare(sandbox: &Sandbox) {
     }
     sandbox.write("photos/val.txt", b"p0\np3\n");
     sandbox.write("my.toml", own_dataset().as_bytes());
+    // As a checkpoint of DAFormer names its tensors; the first bytes of a file tell its format.
+    let config = SegmenterConfig { encoder: "mit-b0".into(), decoder_channels: Some(8), ..SegmenterConfig::default() };
+    let builder = Builder::random(0);
+    EncoderDecoder::new(&config, &builder).unwrap();
+    let student = builder.finish().unwrap().prefixed("model").tensors();
+    std::fs::create_dir(sandbox.path("daformer")).unwrap();
+    save(&sandbox.path("daformer/latest.pth"), &student, &BTreeMap::new()).unwrap();
     for model in ["CompVis--stable-diffusion-v1-4", "stabilityai--stable-diffusion-2"] {
         let folder = format!("hub/models--{model}");
         sandbox.write(&format!("{folder}/refs/main"), b"abc");

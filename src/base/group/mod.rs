@@ -4,7 +4,8 @@
 //! a process's batch is row `j · size + rank` of the batch of all, and random draws go by that number, so that N processes with
 //! batches of B items see what one process with a batch of N · B items sees. Only the main process (rank 0) writes files.
 //!
-//! `mpi` and `nccl` hold what connects processes, each behind the feature of its name; both have one operation, a mean.
+//! `mpi` and `nccl` hold what connects processes, each behind the feature of its name; both have one operation, a mean. [`Shares`] are
+//! threads in the place of processes.
 
 mod launch;
 #[cfg(feature = "mpi")]
@@ -13,10 +14,12 @@ mod mpi;
 mod nccl;
 #[cfg(any(feature = "nccl", test))]
 mod rendezvous;
+mod share;
 
 use super::{Error, Result, interrupt};
 use candle_core::{Device, Result as TensorResult, Tensor};
 pub use launch::{Launched, launched};
+pub use share::{Share, Shares, united};
 use std::fmt::Debug;
 use std::io::Write;
 use std::sync::OnceLock;

@@ -1,7 +1,8 @@
 //! Batch norm: every channel is normalised by the statistics of the batch, or by given ones.
 
+use crate::base::group::Share;
 use crate::nn::cpu::{self, CHUNK, Gradients3, vectorised};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// Normalisation per channel with `mean` and `variance`, and what lies outside 0…`ceiling` cut off where there is one: ReLU, or ReLU6.
@@ -10,24 +11,26 @@ pub struct BatchNormOp {
     pub mean: Vec<f32>,
     pub variance: Vec<f32>,
     pub eps: f64,
-    /// The statistics are those of the inputs, so the gradient also flows through them.
-    pub of_batch: bool,
+    /// The statistics are those of the rows that this share of a batch and the others have, so the gradient also flows through them.
+    pub of_batch: Option<Share>,
     pub ceiling: Option<f32>,
 }
 
-/// Mean and biased variance per channel. `xs` (B, C, …), any layout.
-pub fn batch_statistics(xs: &Tensor) -> Result<(Vec<f32>, Vec<f32>)> {
+/// Mean and biased variance per channel, over the rows of all shares. `xs` (B, C, …), any layout, as many rows in each share.
+pub fn batch_statistics(xs: &Tensor, share: &Share) -> Result<(Vec<f32>, Vec<f32>)> {
     let xs = xs.detach().contiguous()?;
     let (channels, plane) = sizes(xs.dims())?;
     let values = cpu::read(&xs)?;
     let values = &*values;
     let count = (values.len() / channels) as f64;
-    let planes = |c: usize| values.chunks_exact(plane).skip(c).step_by(channels);
-    let of_channel = |c: usize| {
-        let mean = (planes(c).map(plane_sum).sum::<f64>() / count) as f32;
-        (mean, (planes(c).map(|plane| plane_squares(plane, mean)).sum::<f64>() / count) as f32)
+    let means = |sum: &(dyn Fn(usize, &[f32]) -> f64 + Sync)| {
+        let of_channel = |c: usize| values.chunks_exact(plane).skip(c).step_by(channels).map(|plane| sum(c, plane)).sum::<f64>();
+        let own = (0..channels).into_par_iter().map(|c| of_channel(c) / count).collect();
+        Ok::<Vec<f32>, Error>(share.group().mean_of(own)?.into_iter().map(|mean| mean as f32).collect())
     };
-    Ok((0..channels).into_par_iter().map(of_channel).unzip())
+    let mean = means(&|_, plane| plane_sum(plane))?;
+    let variance = means(&|c, plane| plane_squares(plane, mean[c]))?;
+    Ok((mean, variance))
 }
 
 /// Channels, and values of one channel of one image.
@@ -152,15 +155,20 @@ impl CustomOp3 for BatchNormOp {
             sums.fold((0f64, 0f64), |a, b| (a.0 + b.0, a.1 + b.1))
         };
         let sums: Vec<(f64, f64)> = (0..channels).into_par_iter().map(products).collect();
-        let count = (x.len() / channels) as f64;
+        let means = match &self.of_batch {
+            // Batch statistics: a · (g − mean g − (x − mean) · scale² · mean of g·(x − mean)).
+            Some(share) => {
+                let count = (x.len() / channels) as f64;
+                share.group().mean_of(sums.iter().flat_map(|sum| [sum.0 / count, sum.1 / count]).collect())?
+            }
+            None => vec![0.0; 2 * channels],
+        };
         let for_xs = || {
             let out = cpu::fill_chunks(x.len(), plane, |i, out| {
                 let c = i % channels;
-                let (scale, (total, along)) = (self.scale(c), sums[c]);
+                let (scale, total, along) = (self.scale(c), means[2 * c], means[2 * c + 1]);
                 let a = f64::from(w[c]) * scale;
-                // Batch statistics: a · (g − mean g − (x − mean) · scale² · mean of g·(x − mean)).
-                let b = if self.of_batch { -a * scale * scale * along / count } else { 0.0 };
-                let shift = if self.of_batch { -a * total / count } else { 0.0 };
+                let (b, shift) = (-a * scale * scale * along, -a * total);
                 let range = i * plane..(i + 1) * plane;
                 combine(&x[range.clone()], &g[range], self.mean[c], a as f32, b as f32, shift as f32, out);
             });

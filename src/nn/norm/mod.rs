@@ -5,6 +5,7 @@ mod rows;
 
 use super::{Builder, Init, Pass, cpu};
 use crate::base::Result;
+use crate::base::group::Share;
 use batch::{BatchNormOp, batch_statistics};
 use candle_core::{Result as TensorResult, Tensor, Var};
 use rows::LayerNormOp;
@@ -71,8 +72,9 @@ pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, 
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| batch_norm(xs, weight, bias, eps, ceiling));
     }
-    let (mean, variance) = batch_statistics(xs)?;
-    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: true, ceiling })
+    let share = Share::whole();
+    let (mean, variance) = batch_statistics(xs, &share)?;
+    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: Some(share), ceiling })
 }
 
 /// The activation of a norm as an operation of its own.
@@ -152,7 +154,8 @@ impl BatchNorm2d {
         })
     }
 
-    /// Uses batch statistics (and updates the running ones, with the unbiased variance) when the pass says so.
+    /// Uses batch statistics (and updates the running ones, with the unbiased variance) when the pass says so: on the CPU those of all
+    /// shares and processes that compute the batch together.
     ///
     /// # Shapes
     /// `xs` (B, C, H, W) → same
@@ -175,7 +178,9 @@ impl BatchNorm2d {
 
     fn apply(&self, xs: &Tensor, pass: &Pass, ceiling: Option<f32>) -> TensorResult<Tensor> {
         let of_batch = pass.uses_batch_statistics();
-        let count = xs.elem_count() / self.weight.elem_count();
+        let share = pass.share();
+        let own = xs.elem_count() / self.weight.elem_count();
+        let count = if xs.device().is_cpu() { own * share.group().size() } else { own };
         if of_batch && count == 1 {
             return Err(candle_core::Error::Msg(
                 "batch normalisation of one value per channel\n  next: use larger crops, or more images a step".into(),
@@ -189,13 +194,15 @@ impl BatchNorm2d {
             return cpu::rounded([xs], |[xs]| self.apply(xs, pass, ceiling));
         }
         let (mean, variance) = if of_batch {
-            let (mean, variance) = batch_statistics(xs)?;
-            self.record(&mean, &variance, count)?;
+            let (mean, variance) = batch_statistics(xs, share)?;
+            if share.notes() {
+                self.record(&mean, &variance, count)?;
+            }
             (mean, variance)
         } else {
             (self.running_mean.to_vec1()?, self.running_var.to_vec1()?)
         };
-        let op = BatchNormOp { mean, variance, eps: self.eps, of_batch, ceiling };
+        let op = BatchNormOp { mean, variance, eps: self.eps, of_batch: of_batch.then(|| share.clone()), ceiling };
         xs.contiguous()?.apply_op3(&self.weight, &self.bias, op)
     }
 

@@ -2,6 +2,7 @@
 
 use super::automatic_masks::{Annotation, AutomaticMasksConfig, automatic_masks};
 use super::refine::{MaskProposer, RegionPrompt};
+use crate::base::group::Share;
 use crate::base::{Result, device};
 use crate::data::resize::antialiased;
 use crate::io::images::RgbImage;
@@ -22,7 +23,7 @@ pub struct SamMasks {
 
 impl SamMasks {
     fn pass(&self) -> Pass {
-        if self.batch_statistics { Pass::statistics_only() } else { Pass::eval() }
+        if self.batch_statistics { Pass::statistics_only().of(&Share::alone()) } else { Pass::eval() }
     }
 }
 

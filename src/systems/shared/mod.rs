@@ -1,5 +1,6 @@
 //! What systems share: the file of a trained segmenter, photos with captions, scores during training.
 
+pub mod mmseg_checkpoint;
 pub mod photos;
 pub mod published;
 pub mod segmenter_file;

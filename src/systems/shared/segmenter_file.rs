@@ -1,7 +1,7 @@
 //! The file of a trained segmenter: its weights, and in the metadata all that is needed to use it.
 
-use super::published;
 use super::size::{Size, frame};
+use super::{mmseg_checkpoint, published};
 use crate::base::{Error, Result, device};
 use crate::data::Dataset;
 use crate::data::transforms::Normalize;
@@ -107,7 +107,7 @@ pub fn seeds(run: &Path) -> Vec<(u64, PathBuf)> {
     seeds
 }
 
-/// Header and weights of a segmenter file, of the one in a run folder, or of a published checkpoint of CLOUDS.
+/// Header and weights of a segmenter file, of the one in a run folder, or of a published checkpoint of DAFormer, DATUM or CLOUDS.
 ///
 /// # Errors
 /// Files of other kinds or versions.
@@ -122,7 +122,11 @@ pub fn read(path: &Path) -> Result<(Header, Box<dyn TensorSource>)> {
         if published::is_published(&*source) {
             return published::open(source);
         }
-        let expected = "a segmenter written by `datum adapt` or `clouds train`, or a published checkpoint of CLOUDS";
+        if mmseg_checkpoint::is_one(&*source) {
+            return mmseg_checkpoint::open(source);
+        }
+        let expected =
+            "a segmenter written by `datum adapt` or `clouds train`, or a published checkpoint of DAFormer, DATUM or CLOUDS";
         return Err(Error::data(&file, expected, "weights of another kind", "name a run folder of `adapt` or `train`"));
     };
     let header: Header = serde_json::from_str(&text)

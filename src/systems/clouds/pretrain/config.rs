@@ -29,6 +29,12 @@ pub struct ClipPretrainConfig {
     pub steps: u64,
     /// Photos of a step, each with a caption; the captions of the others are what each is told apart from.
     pub batch_size: usize,
+    /// Words of captions that tell photos into groups, as `["night", "fog", "day"]` tells lights and weathers: a photo belongs to the
+    /// first word that one of its captions holds, or to the rest.
+    pub group_words: Vec<String>,
+    /// Share of the rounds, 0…1, in which all photos of a step are of one group, so that nothing but what differs within it tells them
+    /// apart. Needs `group_words`.
+    pub group_share: f32,
     /// Largest learning rate; it rises over `warmup_steps` and falls along half a cosine.
     pub learning_rate: f64,
     /// Steps in which the learning rate rises.
@@ -87,6 +93,8 @@ impl Default for ClipPretrainConfig {
             model: ClipModelConfig::default(),
             steps: 3000,
             batch_size: 32,
+            group_words: Vec::new(),
+            group_share: 0.0,
             learning_rate: 1e-3,
             warmup_steps: 100,
             weight_decay: 0.1,
@@ -146,9 +154,14 @@ impl ClipPretrainConfig {
         if self.steps == 0 || self.validation_steps == 0 {
             return usage("`steps` or `validation_steps` is 0\n  next: give a value of at least 1".into());
         }
-        let shares = [self.flip, self.color_jitter, self.least_share, model.drop_path];
+        if self.group_share > 0.0 && self.group_words.is_empty() {
+            return usage("group_share: no words tell photos into groups\n  next: set group_words".into());
+        }
+        let shares = [self.flip, self.color_jitter, self.least_share, self.group_share, model.drop_path];
         if shares.iter().any(|share| !(0.0..=1.0).contains(share)) || self.least_share == 0.0 || model.drop_path == 1.0 {
-            return usage("flip and color_jitter: expected 0 to 1; model.drop_path: below 1; least_share: above 0".into());
+            return usage(
+                "flip, color_jitter and group_share: expected 0 to 1; model.drop_path: below 1; least_share: above 0".into(),
+            );
         }
         if [self.learning_rate, self.weight_decay, self.clip_norm].iter().any(|rate| !(0.0..1e6).contains(rate)) {
             return usage("learning_rate, weight_decay and clip_norm: expected numbers of at least 0".into());

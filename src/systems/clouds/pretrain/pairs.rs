@@ -33,7 +33,8 @@ pub struct Pairs(Arc<Inner>);
 struct Inner {
     photos: Photos,
     tokenizer: Tokenizer,
-    learned: Vec<usize>,
+    /// Photos to learn from, by group.
+    learned: Vec<Vec<usize>>,
     held_out: Vec<usize>,
     normalize: Normalize,
     config: ClipPretrainConfig,
@@ -55,10 +56,18 @@ impl Pairs {
             let expected = format!("at least {} photos with captions to learn from", config.batch_size);
             return Err(Error::data(images, expected, found, "give more photos, or a smaller batch_size or validation_images"));
         }
+        let count = learned.len();
+        let learned = groups(&photos, learned, &config.group_words);
+        if config.group_share > 0.0 && learned.iter().all(|group| group.len() < config.batch_size) {
+            let most = learned.iter().map(Vec::len).max().unwrap_or_default();
+            let expected = format!("a group of at least {} photos", config.batch_size);
+            let next = "give fewer group_words, a smaller batch_size, or group_share = 0";
+            return Err(Error::data(captions, expected, format!("at most {most} in one"), next));
+        }
         let mut texts = photos.vocabulary();
         texts.extend(class_prompts(STREET_CLASSES.concat()));
         let tokenizer = Tokenizer::train(&texts, config.model.vocabulary, config.model.text_length)?;
-        progress.say(&format!("pairs: {} to learn from, {} held out", learned.len(), held_out.len()));
+        progress.say(&format!("pairs: {count} to learn from, {} held out", held_out.len()));
         let normalize = normalize(clip::NORMALIZATION);
         Ok(Self(Arc::new(Inner { photos, tokenizer, learned, held_out, normalize, config: config.clone() })))
     }
@@ -108,19 +117,18 @@ impl Pairs {
     }
 
     /// Photos and captions of a step. All photos have their turn before one comes again, and none is twice in a step; what does
-    /// not fill a batch at the end of a round is left out. Two photos of a step have the same caption only if one of them has
-    /// no other.
+    /// not fill a batch at the end of a round, or of a group, is left out. Two photos of a step have the same caption only if one of
+    /// them has no other.
     ///
     /// # Randomness
-    /// The order of a round; for each pair, the order of its captions.
+    /// Whether the steps of a round are of one group each, the order of a round; for each pair, the order of its captions.
     pub fn choice(&self, step: u64) -> Vec<(usize, String)> {
-        let Inner { photos, learned, config, .. } = &*self.0;
+        let Inner { photos, config, .. } = &*self.0;
+        let (round, place) = self.round(step);
         let size = config.batch_size;
-        let steps = (learned.len() / size) as u64;
-        let mut order = learned.clone();
-        Rng::stream(config.seed, "clip round", &[step / steps]).shuffle(&mut order);
+        let order = self.order(round);
+        let start = place * size;
         let mut chosen: Vec<(usize, String)> = Vec::with_capacity(size);
-        let start = (step % steps) as usize * size;
         for (item, &index) in order[start..start + size].iter().enumerate() {
             let mut captions: Vec<&String> = photos.captions(index).iter().collect();
             Rng::stream(config.seed, "clip caption", &[step, item as u64]).shuffle(&mut captions);
@@ -130,6 +138,52 @@ impl Pairs {
         }
         chosen
     }
+
+    /// The round of a step, and its place in there. With groups, each round has the steps that whole groups can fill.
+    fn round(&self, step: u64) -> (u64, usize) {
+        let Inner { learned, config, .. } = &*self.0;
+        let photos: usize = if config.group_share > 0.0 {
+            learned.iter().map(|group| group.len() / config.batch_size * config.batch_size).sum()
+        } else {
+            learned.iter().map(Vec::len).sum()
+        };
+        let steps = (photos / config.batch_size) as u64;
+        (step / steps, (step % steps) as usize)
+    }
+
+    /// Photos of a round, in the order in which steps take them.
+    fn order(&self, round: u64) -> Vec<usize> {
+        let Inner { learned, config, .. } = &*self.0;
+        let mut rng = Rng::stream(config.seed, "clip round", &[round]);
+        let by_group =
+            config.group_share > 0.0 && Rng::stream(config.seed, "clip groups", &[round]).uniform() < config.group_share;
+        if !by_group {
+            let mut order = learned.concat();
+            order.sort_unstable();
+            rng.shuffle(&mut order);
+            return order;
+        }
+        let mut batches = Vec::new();
+        for group in learned {
+            let mut group = group.clone();
+            rng.shuffle(&mut group);
+            batches.extend(group.chunks_exact(config.batch_size).map(<[usize]>::to_vec));
+        }
+        rng.shuffle(&mut batches);
+        batches.concat()
+    }
+}
+
+/// Photos by the first of `words` that one of their captions holds; the rest comes last.
+fn groups(photos: &Photos, indices: Vec<usize>, words: &[String]) -> Vec<Vec<usize>> {
+    let words: Vec<String> = words.iter().map(|word| word.to_lowercase()).collect();
+    let mut groups = vec![Vec::new(); words.len() + 1];
+    for index in indices {
+        let captions = photos.captions(index).join("\n").to_lowercase();
+        let group = words.iter().position(|word| captions.contains(word)).unwrap_or(words.len());
+        groups[group].push(index);
+    }
+    groups
 }
 
 impl Inner {

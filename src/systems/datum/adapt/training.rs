@@ -1,6 +1,7 @@
 //! The adaptation as a training: the self-training step under AdamW.
 
 use super::batches::Batches;
+use crate::base::group::Shares;
 use crate::base::metrics::Metrics;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Loader};
@@ -103,6 +104,7 @@ fn engine(
         strong_augment: Some(augment),
     };
     let mut engine = SelfTraining::new(student, parameters, model.normalization(), step);
+    engine.shares = Shares::of(config.batch_size)?;
     let adapts = config.strategy != Strategy::SourceOnly;
     if adapts && settings.feature_distance > 0.0 && !config.encoder_weights.is_empty() {
         let imagenet = Builder::from_source(engine.parameters.copied()?.tensors(), 0).frozen();

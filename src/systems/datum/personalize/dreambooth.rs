@@ -2,8 +2,9 @@
 
 use super::base::{BASE_FILE, LORA_FILE, MODEL_FOLDER};
 use super::{Method, PersonalizeConfig};
+use crate::base::group::{self, Shares};
 use crate::base::metrics::Metrics;
-use crate::base::{Error, Result, Rng, group};
+use crate::base::{Error, Result, Rng};
 use crate::diffusion::denoising::{Denoised, Draws, Timesteps};
 use crate::diffusion::model::Model;
 use crate::diffusion::noise_schedule::NoiseSchedule;
@@ -30,11 +31,11 @@ pub struct DreamBooth<'a> {
     config: PersonalizeConfig,
     networks: Networks,
     vae: Vae,
-    noise_levels: NoiseSchedule,
     /// Trained tensors, `unet.…` and `text_encoder.…`.
     parameters: ParamStore,
     /// With gradient checkpointing.
     recompute: Option<Recompute>,
+    shares: Shares,
     optimizer: AdamW,
     guard: Guard<'static>,
     schedule: Schedule,
@@ -49,7 +50,26 @@ pub struct DreamBooth<'a> {
 struct Networks {
     unet: UNet,
     text: TextEncoder,
+    noise_levels: NoiseSchedule,
+    /// Weight of the class items' loss; none without class items.
+    prior_loss_weight: Option<f64>,
 }
+
+impl Networks {
+    /// # Shapes
+    /// `latents` (B, 4, h, w), `ids` (B, T)
+    fn loss(&self, latents: &Tensor, ids: &Tensor, draws: &Draws, recompute: Option<&Recompute>) -> Result<Tensor> {
+        let context = self.text.forward(ids)?;
+        let denoised = Denoised::with(&self.noise_levels, latents, draws, |noisy, timesteps| match recompute {
+            Some(recompute) => self.unet.forward_recomputed(noisy, timesteps, &context, recompute),
+            None => self.unet.forward(noisy, timesteps, &context),
+        })?;
+        Ok(self.prior_loss_weight.map_or_else(|| denoised.loss(), |weight| denoised.loss_with_prior(weight))?)
+    }
+}
+
+/// Bytes of gradients from which on a batch is not divided: every share has gradients of its own.
+const LARGE: usize = 1 << 30;
 
 impl<'a> DreamBooth<'a> {
     /// Trains `model` in place (full) or beside it (LoRA).
@@ -61,7 +81,10 @@ impl<'a> DreamBooth<'a> {
         run: &Path,
         base: &Path,
     ) -> Result<Self> {
-        let (networks, parameters) = trainable(model, config)?;
+        let (unet, text, parameters) = trainable(model, config)?;
+        let prior_loss_weight = (!class_images.is_empty()).then_some(config.prior_loss_weight);
+        let bytes: usize = parameters.weights().map(|(_, var)| var.elem_count() * 4).sum();
+        let divided = !config.gradient_checkpointing && bytes < LARGE;
         let settings = AdamWConfig {
             beta1: config.adam_beta1,
             beta2: config.adam_beta2,
@@ -81,9 +104,9 @@ impl<'a> DreamBooth<'a> {
         // The first factor of an adapter has no gradient while the second is zero; most tokens are not in the prompt.
         let may_be_zero = |name: &str| name.ends_with("lora.down.weight") || name.contains("embeddings");
         Ok(Self {
-            networks,
+            networks: Networks { unet, text, noise_levels: model.schedule()?, prior_loss_weight },
             vae: model.frozen_vae()?,
-            noise_levels: model.schedule()?,
+            shares: if divided { Shares::of(config.train_batch_size)? } else { Shares::whole() },
             optimizer: AdamW::new(vec![Group::all(&parameters, config.weight_decay)], settings)?,
             guard: Guard::new(parameters.weights(), may_be_zero)?,
             recompute: config.gradient_checkpointing.then(|| Recompute::new(parameters.weights().map(|(_, var)| var))),
@@ -123,24 +146,32 @@ impl<'a> DreamBooth<'a> {
         Ok(((moments.sample(&noise)? * self.vae.scaling_factor())?.detach(), prompts))
     }
 
+    /// The gradients of a micro-batch as its part in the mean over all, and its loss; halves of it side by side.
     fn gradients(&self, step: u64, micro: u64) -> Result<(Gradients, f64)> {
         let (latents, prompts) = self.batch(step, micro)?;
-        let context = self.networks.text.forward(&token_ids(&self.model.tokenizer, &prompts)?)?;
+        let ids = token_ids(&self.model.tokenizer, &prompts)?;
         let number = step * self.config.gradient_accumulation_steps as u64 + micro;
-        let draws = Draws::new(&latents, Timesteps::Uniform, self.noise_levels.num_train_timesteps(), self.config.seed, number)?;
-        let (unet, recompute) = (&self.networks.unet, self.recompute.as_ref());
-        let denoised = Denoised::with(&self.noise_levels, &latents, &draws, |noisy, timesteps| match recompute {
-            Some(recompute) => unet.forward_recomputed(noisy, timesteps, &context, recompute),
-            None => unet.forward(noisy, timesteps, &context),
+        let timesteps = self.networks.noise_levels.num_train_timesteps();
+        let draws = Draws::new(&latents, Timesteps::Uniform, timesteps, self.config.seed, number)?;
+        let parts = (self.config.gradient_accumulation_steps * self.shares.count()) as f64;
+        let parameters: Vec<_> = self.optimizer.parameters().collect();
+        if let Some(recompute) = &self.recompute {
+            let loss = self.networks.loss(&latents, &ids, &draws, Some(recompute))?;
+            let store = recompute.backward(&(&loss / parts)?)?;
+            return Ok((Gradients::from_store(store, parameters), f64::from(loss.to_scalar::<f32>()?)));
+        }
+        let networks = &self.networks;
+        let shares = self.shares.each(|share| {
+            let loss = networks.loss(&share.rows(&latents)?, &share.rows(&ids)?, &draws.rows(share)?, None)?;
+            let gradients = Gradients::of(&(&loss / parts)?, parameters.iter().copied())?;
+            Ok((gradients, f64::from(loss.to_scalar::<f32>()?)))
         })?;
-        let loss = match self.class_images.is_empty() {
-            true => denoised.loss()?,
-            false => denoised.loss_with_prior(self.config.prior_loss_weight)?,
-        };
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        let scaled = (loss / self.config.gradient_accumulation_steps as f64)?;
-        let store = recompute.map_or_else(|| scaled.backward(), |recompute| recompute.backward(&scaled))?;
-        Ok((Gradients::from_store(store, self.optimizer.parameters()), value))
+        let (mut sum, mut mean) = (Gradients::default(), 0.0);
+        for (gradients, loss) in shares {
+            sum.accumulate(gradients)?;
+            mean += loss / self.shares.count() as f64;
+        }
+        Ok((sum, mean))
     }
 
     /// Writes what `generate` and other tools load: a diffusers folder, or a diffusers LoRA file.
@@ -190,7 +221,7 @@ fn crop(image: &RgbImage, side: usize, rng: &mut Rng) -> RgbImage {
 }
 
 /// The networks with gradients where the configuration wants them, and what they train.
-fn trainable(model: &Model, config: &PersonalizeConfig) -> Result<(Networks, ParamStore)> {
+fn trainable(model: &Model, config: &PersonalizeConfig) -> Result<(UNet, TextEncoder, ParamStore)> {
     let views = (Builder::from_store(&model.unet), Builder::from_store(&model.text));
     let (unet, text) = match (config.method, config.train_text_encoder) {
         (Method::Full, true) => views,
@@ -201,7 +232,7 @@ fn trainable(model: &Model, config: &PersonalizeConfig) -> Result<(Networks, Par
             (views.0.frozen().seeded(config.seed).with_adapters(unet_plan(config)), text)
         }
     };
-    let networks = Networks { unet: UNet::new(&model.unet_config, &unet)?, text: TextEncoder::new(&model.text_config, &text)? };
+    let networks = (UNet::new(&model.unet_config, &unet)?, TextEncoder::new(&model.text_config, &text)?);
     let mut parameters = unet.finish()?.prefixed("unet");
     let text = text.finish()?.prefixed("text_encoder");
     if config.train_text_encoder {
@@ -211,7 +242,7 @@ fn trainable(model: &Model, config: &PersonalizeConfig) -> Result<(Networks, Par
         Method::Full => parameters,
         Method::Lora => parameters.select(|name| name.contains(".lora.")),
     };
-    Ok((networks, parameters))
+    Ok((networks.0, networks.1, parameters))
 }
 
 /// The same networks without gradients, adapters included.
@@ -286,5 +317,53 @@ impl Resumable for DreamBooth<'_> {
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         self.parameters.load(&checkpoint.part("weights")?)?;
         self.optimizer.load_state(&checkpoint.part("optimizer")?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::nano;
+    use rayon::ThreadPoolBuilder;
+
+    /// The loss and some of the gradients of a step with nano, with so many threads; whole batches without.
+    fn step(method: Method, class_items: bool, threads: Option<usize>) -> (f64, Vec<f32>) {
+        let model = Model::of(nano::open().unwrap()).unwrap();
+        let picture = |shade: usize| {
+            let pixels = (0..48 * 40 * 3).map(|i| (i * (7 + shade) % 256) as u8).collect();
+            RgbImage { height: 40, width: 48, pixels }
+        };
+        let class_images = if class_items { vec![picture(1), picture(2), picture(3)] } else { Vec::new() };
+        let config = PersonalizeConfig { method, train_batch_size: 4, crop_size: 32, steps: 2, ..PersonalizeConfig::default() };
+        let photos = vec![picture(0)];
+        let step = || {
+            let mut training = DreamBooth::new(&model, &config, photos, class_images, Path::new(""), Path::new("")).unwrap();
+            assert_eq!(training.shares.count(), 2);
+            if threads.is_none() {
+                training.shares = Shares::whole();
+            }
+            training.gradients(1, 0).unwrap()
+        };
+        let pool = ThreadPoolBuilder::new().num_threads(threads.unwrap_or(2)).build().unwrap();
+        let (gradients, loss) = pool.install(step);
+        let first = |(_, gradient): (_, &Tensor)| gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().take(50);
+        (loss, gradients.iter().flat_map(first).collect())
+    }
+
+    #[test]
+    fn halves_of_a_batch_have_its_gradient() {
+        for (method, class_items) in [(Method::Full, false), (Method::Full, true), (Method::Lora, true)] {
+            let (loss, gradients) = step(method, class_items, None);
+            let halves = step(method, class_items, Some(1));
+            assert!((loss - halves.0).abs() < 1e-6 * loss, "{loss} {}", halves.0);
+            let largest = gradients.iter().fold(0f32, |largest, g| largest.max(g.abs()));
+            assert!(largest > 0.0 && gradients.len() == halves.1.len());
+            for (whole, half) in gradients.iter().zip(&halves.1) {
+                assert!((whole - half).abs() < 1e-5 * largest, "{whole} {half}");
+            }
+            for threads in [2, 3] {
+                assert_eq!(step(method, class_items, Some(threads)), halves, "{threads} threads");
+            }
+        }
     }
 }

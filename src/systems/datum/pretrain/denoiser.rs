@@ -5,7 +5,7 @@ use super::autoencoder::cosine;
 use super::config::PretrainConfig;
 use super::label_head::LabelHead;
 use crate::base::metrics::Metrics;
-use crate::base::{Result, Rng, group};
+use crate::base::{Result, Rng, device, group};
 use crate::diffusion::denoising::{Denoised, Draws};
 use crate::diffusion::model::Model;
 use crate::diffusion::noise_schedule::NoiseSchedule;
@@ -22,7 +22,8 @@ use crate::train::schedule::Schedule;
 use crate::train::stage::Resumable;
 use crate::train::{MicroBatches, Numbers, ema};
 use candle_core::Tensor;
-use std::collections::BTreeMap;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Trains U-Net and text encoder together on the latents of whole photos.
@@ -81,14 +82,19 @@ impl<'a> Denoiser<'a> {
         if self.config.unet.ema_decay > 0.0 { self.parameters.copy_from(&self.average) } else { Ok(()) }
     }
 
-    fn latents(&mut self, index: usize, flip: bool, rng: &mut Rng) -> Result<Tensor> {
-        if !self.encoded.contains_key(&(index, flip)) {
+    /// Encodes those of these photos that have not been yet, on all threads, each by itself.
+    fn encode(&mut self, photos: &[(usize, bool)]) -> Result<()> {
+        let new: BTreeSet<_> = photos.iter().copied().filter(|photo| !self.encoded.contains_key(photo)).collect();
+        let encode = |(index, flip): (usize, bool)| {
             let moments = self.vae.encode(&to_tensor(&[self.photos.whole(index, flip)?])?)?;
-            self.encoded.insert((index, flip), moments);
-        }
-        let moments = &self.encoded[&(index, flip)];
-        let noise = rng.normal_tensor(moments.mean.dims(), moments.mean.device())?;
-        Ok((moments.sample(&noise)? * self.vae.scaling_factor())?)
+            Ok(((index, flip), moments))
+        };
+        let moments: Vec<_> = match device::current().is_cpu() {
+            true => new.into_par_iter().map(encode).collect::<Result<_>>()?,
+            false => new.into_iter().map(encode).collect::<Result<_>>()?,
+        };
+        self.encoded.extend(moments);
+        Ok(())
     }
 
     /// What one step sees.
@@ -96,14 +102,18 @@ impl<'a> Denoiser<'a> {
     /// # Randomness
     /// Per item: photo, mirror, latent noise, caption, caption dropout.
     fn batch(&mut self, step: u64) -> Result<Batch> {
-        let (mut latents, mut captions, mut photos) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut latents, mut captions, mut photos, mut draws) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for item in group::current().items(self.config.unet.batch_size as u64) {
             let mut rng = Rng::stream(self.config.seed, "denoiser item", &[step, item]);
-            let index = rng.below(self.photos.len());
-            let flip = self.photos.draw_flip(&mut rng);
-            photos.push((index, flip));
-            latents.push(self.latents(index, flip, &mut rng)?);
-            let caption = self.photos.caption(index, &mut rng).to_string();
+            photos.push((rng.below(self.photos.len()), self.photos.draw_flip(&mut rng)));
+            draws.push(rng);
+        }
+        self.encode(&photos)?;
+        for (photo, mut rng) in photos.iter().zip(draws) {
+            let moments = &self.encoded[photo];
+            let noise = rng.normal_tensor(moments.mean.dims(), moments.mean.device())?;
+            latents.push((moments.sample(&noise)? * self.vae.scaling_factor())?);
+            let caption = self.photos.caption(photo.0, &mut rng).to_string();
             captions.push(if rng.uniform() < self.config.unet.caption_dropout { String::new() } else { caption });
         }
         let latents = Tensor::cat(&latents, 0)?;
