@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
                         datum evaluate --checkpoint runs/adapted --dataset cityscapes --fail-under 0.5"
 )]
 pub struct EvaluateArgs {
-    /// Run of `adapt` or `clouds train`, a segmenter file, or a published checkpoint of DAFormer, DATUM or CLOUDS; of a run with `--seeds`, mean and spread
-    /// are shown
+    /// Run of `adapt` or `clouds train`, a segmenter file, or a published checkpoint of DAFormer, DATUM or CLOUDS; of a run with
+    /// `--seeds`, mean and spread are shown
     #[arg(long, value_name = "RUN|FILE", required_unless_present = "predictions", conflicts_with = "predictions")]
     checkpoint: Option<PathBuf>,
     /// Folder of id maps made by any tool

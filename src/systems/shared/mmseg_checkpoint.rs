@@ -68,7 +68,7 @@ fn config(shapes: &BTreeMap<String, Vec<usize>>) -> Option<SegmenterConfig> {
 /// What a file that is not for us seems to be.
 fn found(shapes: &BTreeMap<String, Vec<usize>>) -> String {
     let has = |start: &str| shapes.keys().any(|name| name.starts_with(start));
-    let classes = shapes.get(CLASSIFIER).map_or(0, |shape| shape[0]);
+    let classes = shapes.get(CLASSIFIER).and_then(|shape| shape.first()).copied().unwrap_or_default();
     match () {
         () if has("decode_head.scale_attention") || has("decode_head.head.") => "a head of HRDA".into(),
         () if has("backbone.layer1.") => "a ResNet".into(),
