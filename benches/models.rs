@@ -180,7 +180,7 @@ fn training_step(store: &ParamStore, loss: impl Fn() -> candle_core::Result<Tens
     let mut optimizer = AdamW::new(vec![Group::all(store, 1e-2)], AdamWConfig::default());
     move || {
         let optimizer = optimizer.as_mut().map_err(|e| candle_core::Error::Msg(e.to_string()))?;
-        let gradients = Gradients::of(&loss()?, optimizer.parameters())?;
+        let gradients = Gradients::of(&nn::recording(&loss)?, optimizer.parameters())?;
         optimizer.step(&gradients, 1e-6).map(drop)
     }
 }

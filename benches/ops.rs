@@ -32,7 +32,7 @@ impl Bench {
         let vars = arguments.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
         let tracked: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
         let gradient = op(&arguments)?.ones_like()?;
-        let both = time(|| nn::backward_from(&[(&op(&tracked)?, gradient.clone())]).map(drop))?;
+        let both = time(|| nn::backward_from(&[(&nn::recording(|| op(&tracked))?, gradient.clone())]).map(drop))?;
         println!("{name}\t{:.3}\t{:.3}\t{:.3}\t{:.3}", forward.0, forward.1, both.0, both.1);
         Ok(())
     }

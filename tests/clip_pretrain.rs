@@ -153,7 +153,7 @@ fn draw(folder: &Path, count: usize) -> ClipPretrainConfig {
 fn batches_are_as_specified() {
     let dir = tempfile::tempdir().unwrap();
     let config = ClipPretrainConfig { steps: 20, ..draw(dir.path(), 22) };
-    let pairs = Pairs::open(&config, &Silent).unwrap();
+    let pairs = Pairs::open(&config, None, &Silent).unwrap();
     assert_eq!(pairs.held_out_count(), 4);
     // 18 photos to learn from: a round has 4 batches.
     let mut rounds = Vec::new();
@@ -184,7 +184,7 @@ fn batches_are_as_specified() {
     }
     assert!(ids.iter().any(|row| row.last() == Some(&end)), "as long as the longest text");
     for workers in [0, 3] {
-        let pairs = Pairs::open(&ClipPretrainConfig { workers, ..config.clone() }, &Silent).unwrap();
+        let pairs = Pairs::open(&ClipPretrainConfig { workers, ..config.clone() }, None, &Silent).unwrap();
         let again = pairs.loader(7).unwrap().next().unwrap().unwrap();
         assert_eq!(worst(&again.images, &batch.images), 0.0, "{workers} workers");
     }
@@ -193,9 +193,9 @@ fn batches_are_as_specified() {
 #[test]
 fn batches_of_one_group_are_told_by_words() {
     let dir = tempfile::tempdir().unwrap();
-    let words = ["Red", "green", "photo of a blue"].map(String::from).to_vec();
+    let words = ["Red", "hoto of a green", "green", "photo of a blue"].map(String::from).to_vec();
     let config = ClipPretrainConfig { group_words: words, group_share: 1.0, ..draw(dir.path(), 50) };
-    let pairs = Pairs::open(&config, &Silent).unwrap();
+    let pairs = Pairs::open(&config, None, &Silent).unwrap();
     // 46 photos to learn from: 13 red, 13 green, 10 blue, 10 grey.
     let colours = |step| pairs.choice(step).iter().map(|(index, _)| index % 4).collect::<Vec<_>>();
     let mut orders = BTreeSet::new();
@@ -210,27 +210,35 @@ fn batches_of_one_group_are_told_by_words() {
         orders.insert(batches);
     }
     assert_eq!(orders.len(), 2, "groups come in another order each round");
-    let mixed = Pairs::open(&ClipPretrainConfig { group_share: 0.5, ..config.clone() }, &Silent).unwrap();
-    let of_one = |round: u64| {
-        (10 * round..10 * round + 10)
-            .all(|step| mixed.choice(step).iter().map(|(index, _)| index % 4).collect::<BTreeSet<_>>().len() == 1)
-    };
-    let rounds = (0..40).filter(|round| of_one(*round)).count();
-    assert!((10..=30).contains(&rounds), "{rounds} of 40");
+    // Half of the steps: one of each group of 13 and 10, and 5 of 46 photos in batches of 4.
+    let mixed = Pairs::open(&ClipPretrainConfig { group_share: 0.5, ..config.clone() }, None, &Silent).unwrap();
+    for round in 0..4 {
+        let steps = (9 * round..9 * round + 9).map(|step| mixed.choice(step)).collect::<Vec<_>>();
+        let seen: BTreeSet<usize> = steps.iter().flatten().map(|(index, _)| *index).collect();
+        assert_eq!(seen.len(), 36, "no photo twice in a round");
+        let of_one = |step: &&Vec<(usize, String)>| step.iter().map(|(index, _)| index % 4).collect::<BTreeSet<_>>().len() == 1;
+        let count = steps.iter().filter(of_one).count();
+        assert!((4..=5).contains(&count), "{count} of 9");
+    }
 
     assert!(
-        message(Pairs::open(&ClipPretrainConfig { batch_size: 14, ..config.clone() }, &Silent)).contains("at most 13 in one")
+        message(Pairs::open(&ClipPretrainConfig { batch_size: 14, ..config.clone() }, None, &Silent))
+            .contains("at most 13 in one")
     );
     assert!(message(ClipPretrainConfig { group_words: Vec::new(), ..config }.validate()).contains("set group_words"));
 }
 
 fn training(config: &ClipPretrainConfig) -> ClipTraining {
-    ClipTraining::new(config, Pairs::open(config, &Silent).unwrap()).unwrap()
+    ClipTraining::new(config, Pairs::open(config, None, &Silent).unwrap(), None).unwrap()
 }
 
 fn bits(training: &ClipTraining) -> BTreeMap<String, Vec<u32>> {
+    bits_of(training.parameters.tensors())
+}
+
+fn bits_of(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Vec<u32>> {
     let bits = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect();
-    training.parameters.tensors().into_iter().map(|(name, tensor)| (name, bits(tensor))).collect()
+    tensors.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect()
 }
 
 #[test]
@@ -283,8 +291,16 @@ fn a_run_writes_a_clip_that_is_read_everywhere() {
     pretrain::run(&config, &run, Some(&Resume::Latest), &Silent).unwrap();
     assert!(std::fs::read(&file).unwrap() == written, "a finished run is left as it is");
 
-    // As open_clip's files: the image tower alone, and the text tower alone.
+    let base = output.join("clip").display().to_string();
+    let further = ClipPretrainConfig { base, size: Size { height: 32, width: 32 }, ..config };
     let opened = ClipFile::open(&output.join("clip")).unwrap();
+    let pairs = Pairs::open(&further, Some(opened.tokenizer.clone()), &Silent).unwrap();
+    let further_start = ClipTraining::new(&further, pairs, Some(opened.clone())).unwrap();
+    assert!(bits(&further_start) == bits_of(opened.tensors.clone()), "an earlier run is gone on with at another size");
+    let run = RunDir::create(Some(&dir.path().join("further")), Path::new("unused"), "clip").unwrap();
+    pretrain::run(&further, &run, None, &Silent).unwrap();
+
+    // As open_clip's files: the image tower alone, and the text tower alone.
     let visual = Builder::from_source(clip::visual(weights::open(&file).unwrap()).unwrap(), 0);
     opened.config.visual.build(&visual.pp("backbone").pp("clip_model").pp("visual")).unwrap();
     visual.finish().unwrap();
@@ -346,13 +362,15 @@ fn wrong_inputs_are_one_clear_error_each() {
         ("{\"file_name\": \"00.png\", \"text\": \"a car\"}\n", ["at least 4 photos with captions", "1, of them 0 held out"]),
     ] {
         let config = ClipPretrainConfig { captions: lines(text).display().to_string(), ..good.clone() };
-        let message = message(Pairs::open(&config, &Silent));
+        let message = message(Pairs::open(&config, None, &Silent));
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
     }
     let small = ClipPretrainConfig { model: ClipModelConfig { vocabulary: 100, ..good.model.clone() }, ..good.clone() };
-    assert!(message(Pairs::open(&small, &Silent)).contains("at least 514"));
+    assert!(message(Pairs::open(&small, None, &Silent)).contains("at least 514"));
     let heads = ClipPretrainConfig { model: ClipModelConfig { text_heads: 3, ..good.model.clone() }, ..good.clone() };
-    assert!(message(ClipTraining::new(&heads, Pairs::open(&heads, &Silent).unwrap()).map(|_| ())).contains("3 heads"));
+    assert!(
+        message(ClipTraining::new(&heads, Pairs::open(&heads, None, &Silent).unwrap(), None).map(|_| ())).contains("3 heads")
+    );
     let resnet = VisualConfig::ResNet(ModifiedResNetConfig { depths: [1; 4], width: 8 });
     let config = ClipConfig { visual: resnet, text: good.network(560).text };
     assert!(message(Clip::new(&config, &Builder::random(0))).contains("ConvNeXt"));

@@ -4,7 +4,7 @@ use super::conv_module::ConvModule;
 use super::segmenter::Decoder;
 use super::tokens::per_pixel;
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, ConvSpec, Init, Linear, Pass, resize_bilinear};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init, Linear, Pass, join_channels, resize_bilinear};
 use candle_core::{Result as TensorResult, Tensor};
 
 const DILATIONS: [usize; 3] = [6, 12, 18];
@@ -73,7 +73,7 @@ pub(super) fn embed_levels(layers: &[Linear], features: &[Tensor]) -> TensorResu
         .zip(features)
         .map(|(layer, map)| resize_bilinear(&per_pixel(layer, map)?, (height, width), false))
         .collect::<TensorResult<_>>()?;
-    Tensor::cat(&maps, 1)
+    maps[1..].iter().try_fold(maps[0].clone(), |joined, map| join_channels(&joined, map))
 }
 
 impl Decoder for DaformerHead {

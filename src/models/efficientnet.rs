@@ -4,7 +4,7 @@
 
 use super::segmenter::{Encoder, Level, Normalization};
 use crate::base::Result;
-use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass};
+use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass, add};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// TensorFlow's scaling to ±1.
@@ -118,7 +118,7 @@ impl Block {
         };
         let wide = conv_relu(&self.depthwise, &wide)?;
         let ys = self.project.1.forward(&self.project.0.forward(&wide)?, pass)?;
-        if self.skip { xs + pass.drop_path(&ys, self.drop_path)? } else { Ok(ys) }
+        if self.skip { add(xs, &pass.drop_path(&ys, self.drop_path)?) } else { Ok(ys) }
     }
 }
 

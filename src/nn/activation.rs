@@ -1,6 +1,7 @@
 //! Activations and softmax, each one pass forward and one pass backward.
 
 use super::cpu::{self, CHUNK, vectorised};
+use super::graph;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::marker::PhantomData;
 
@@ -25,7 +26,7 @@ fn map<A: Activation>(xs: &Tensor) -> Result<Tensor> {
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| map::<A>(xs));
     }
-    xs.contiguous()?.apply_op1(Map::<A>(PhantomData))
+    graph::apply1(&xs.contiguous()?, Map::<A>(PhantomData))
 }
 
 vectorised! {
@@ -242,7 +243,7 @@ pub fn geglu(xs: &Tensor) -> Result<Tensor> {
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| geglu(xs));
     }
-    xs.contiguous()?.apply_op1(Geglu)
+    graph::apply1(&xs.contiguous()?, Geglu)
 }
 
 struct Geglu;
@@ -309,7 +310,7 @@ pub fn softmax(xs: &Tensor) -> Result<Tensor> {
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| softmax(xs));
     }
-    xs.contiguous()?.apply_op1(Softmax)
+    graph::apply1(&xs.contiguous()?, Softmax)
 }
 
 struct Softmax;

@@ -1,7 +1,7 @@
 //! Linear layers, embeddings, and low-rank adapters on linear layers.
 
 use super::cpu::{self, Gradients3, Matrix, Threads};
-use super::{Builder, Init};
+use super::{Builder, Init, graph};
 use crate::base::Result;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result as TensorResult, Shape, Tensor, bail};
 use std::borrow::Cow;
@@ -21,8 +21,8 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResu
         return cpu::rounded([&xs, &weight.to_dtype(xs.dtype())?], |[xs, weight]| linear(xs, weight, bias));
     }
     match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Product),
-        None => xs.apply_op2(&weight, Product),
+        Some(bias) => graph::apply3(&xs, &weight, &bias.contiguous()?, Product),
+        None => graph::apply2(&xs, &weight, Product),
     }
 }
 

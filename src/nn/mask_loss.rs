@@ -1,7 +1,7 @@
 //! Losses of binary masks given as logits at sampled points.
 
 use super::activation::sigmoid_of;
-use super::cpu;
+use super::{cpu, graph};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -22,7 +22,7 @@ pub fn mask_losses(logits: &Tensor, targets: Vec<f32>) -> Result<Tensor> {
     if logits.device().is_cuda() {
         return super::cuda::mask_losses(logits, &targets);
     }
-    logits.contiguous()?.apply_op1(MaskLosses { targets, points })
+    graph::apply1(&logits.contiguous()?, MaskLosses { targets, points })
 }
 
 /// `log(1 + eˣ)` without overflow.

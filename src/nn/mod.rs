@@ -6,11 +6,13 @@
 
 mod activation;
 mod attention;
+mod combine;
 mod conv;
 mod cpu;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod cuda;
 mod deformable;
+mod graph;
 mod init;
 mod linear;
 mod loss;
@@ -28,11 +30,13 @@ mod swap;
 pub(crate) use activation::sigmoid_of;
 pub use activation::{geglu, gelu, quick_gelu, relu, relu6, sigmoid, silu, softmax};
 pub use attention::{attention, attention_with_bias, join_heads, split_heads};
+pub use combine::{add, join_channels, scale_channels};
 pub use conv::{Conv2d, ConvSpec, conv2d};
 pub(crate) use cpu::vectorised;
 #[cfg(feature = "cuda")]
 pub use cuda::allow_tf32;
 pub use deformable::deformable_attention;
+pub use graph::{backward, backward_from, recording};
 pub use init::Init;
 pub use linear::{Adapter, AdapterPlan, Embedding, Linear, linear};
 pub use loss::{cross_entropy, mse};
@@ -43,6 +47,6 @@ pub use params::{Builder, Kind, Param, ParamStore, Report};
 pub use pass::Pass;
 pub use points::{sample_masks, sample_points};
 pub use pool::max_pool2d;
-pub use recompute::{Recompute, backward_from};
+pub use recompute::Recompute;
 pub use resize::{resize_bilinear, resize_bilinear_rows, resize_nearest};
 pub use swap::swap_axes;

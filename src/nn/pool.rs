@@ -1,6 +1,6 @@
 //! Pooling.
 
-use super::{ConvSpec, cpu};
+use super::{ConvSpec, cpu, graph};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// Maximum over `kernel`×`kernel` windows; `spec` gives stride and padding (padded places never win, at most half the
@@ -22,7 +22,7 @@ pub fn max_pool2d(xs: &Tensor, kernel: usize, spec: ConvSpec) -> Result<Tensor> 
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| max_pool2d(xs, kernel, spec));
     }
-    xs.contiguous()?.apply_op1(MaxPool { kernel, spec, size: (height, width), out: (out(height), out(width)) })
+    graph::apply1(&xs.contiguous()?, MaxPool { kernel, spec, size: (height, width), out: (out(height), out(width)) })
 }
 
 /// One max pooling of planes of `size` to planes of `out`.

@@ -1,9 +1,10 @@
 //! Trades time for memory: parts of a network whose inner activations are computed again in the backward pass.
 
+use super::graph;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, TensorId, Var, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, TensorId, Var, bail};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,12 +41,12 @@ impl Recompute {
             return forward(a, b, c);
         }
         let out = forward(&a.detach(), &b.detach(), &c.detach())?.detach().contiguous()?;
-        a.apply_op3(b, c, Segment { forward, out: Mutex::new(Some(out)), recompute: self.clone() })
+        graph::apply3(a, b, c, Segment { forward, out: Mutex::new(Some(out)), recompute: self.clone() })
     }
 
     /// The gradients of everything `loss` depends on, the parameters of segments included.
     pub fn backward(&self, loss: &Tensor) -> Result<GradStore> {
-        let mut store = loss.backward()?;
+        let mut store = graph::backward(loss)?;
         store.extend(std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner)))?;
         Ok(store)
     }
@@ -131,8 +132,8 @@ where
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let inputs = [input(a)?, input(b)?, input(c)?];
-        let out = (self.forward)(&inputs[0], &inputs[1], &inputs[2])?;
-        let mut store = backward_from(&[(&out, gradient.clone())])?;
+        let out = graph::recording(|| (self.forward)(&inputs[0], &inputs[1], &inputs[2]))?;
+        let mut store = graph::backward_from(&[(&out, gradient.clone())])?;
         let [a, b, c] = inputs.map(|input| if input.is_variable() { store.remove(&input) } else { None });
         self.recompute.keep(&mut store)?;
         Ok((a, b, c))
@@ -142,36 +143,4 @@ where
 /// An argument for the second pass: with a gradient of its own where one is wanted.
 fn input(xs: &Tensor) -> Result<Tensor> {
     if xs.track_op() { Ok(Var::from_tensor(&xs.detach())?.into_inner()) } else { Ok(xs.detach()) }
-}
-
-/// Backward from several results with gradients of their shapes as where the gradients start: `torch.autograd.backward`.
-pub fn backward_from(starts: &[(&Tensor, Tensor)]) -> Result<GradStore> {
-    if starts.is_empty() {
-        return Ok(GradStore::default());
-    }
-    let ends = starts.iter().map(|(out, gradient)| out.apply_op1(Root(gradient.detach())));
-    Tensor::stack(&ends.collect::<Result<Vec<_>>>()?, 0)?.sum_all()?.backward()
-}
-
-/// Ends a graph with a given gradient.
-struct Root(Tensor);
-
-impl CustomOp1 for Root {
-    fn name(&self) -> &'static str {
-        "root"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let device = storage.device.clone();
-        Ok((CudaStorage::wrap_cuda_slice(device.alloc_zeros::<f32>(1)?, device), Shape::from(())))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.0.clone()))
-    }
 }

@@ -4,7 +4,7 @@
 mod cases;
 mod reference;
 
-use super::backward_from;
+use super::{backward_from, recording};
 use crate::base::{Result, Rng};
 use candle_core::{DType, Device, Result as TensorResult, Tensor, Var};
 use cases::{Case, Op, cases};
@@ -101,7 +101,7 @@ impl Trial {
     /// The output, and the gradients of all arguments.
     fn run(&self) -> Result<Vec<Tensor>> {
         let tensors: Vec<Tensor> = self.vars.iter().map(|var| var.as_tensor().clone()).collect();
-        let out = (self.op)(&tensors)?;
+        let out = recording(|| (self.op)(&tensors))?;
         let store = match out.dtype() {
             // Our own operations have no f64.
             DType::F64 => (&out * &self.gradient)?.sum_all()?.backward()?,

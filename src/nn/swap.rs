@@ -1,6 +1,6 @@
 //! Swapping two axes.
 
-use super::cpu;
+use super::{cpu, graph};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// Rows that are written together where single values move: what is read of one line of memory belongs to that many.
@@ -27,7 +27,7 @@ pub fn swap_axes(xs: &Tensor, sizes: [usize; 4], shape: impl Into<Shape>) -> Res
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| swap_axes(xs, sizes, shape));
     }
-    xs.contiguous()?.apply_op1(Swap { sizes, shape })
+    graph::apply1(&xs.contiguous()?, Swap { sizes, shape })
 }
 
 struct Swap {

@@ -1,7 +1,7 @@
 //! The gradients of named parameters, and nothing else: candle's own store also keeps those of constants.
 
 use crate::base::group::Group;
-use crate::nn::vectorised;
+use crate::nn::{backward, vectorised};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, Var};
 use rayon::prelude::*;
@@ -17,7 +17,7 @@ pub struct Gradients(BTreeMap<String, Tensor>);
 impl Gradients {
     /// Backward from the scalar `loss`, keeping only the gradients of `parameters`.
     pub fn of<'a>(loss: &Tensor, parameters: impl IntoIterator<Item = (&'a str, &'a Var)>) -> Result<Self> {
-        Ok(Self::from_store(loss.backward()?, parameters))
+        Ok(Self::from_store(backward(loss)?, parameters))
     }
 
     /// The gradients of `parameters` out of candle's store; the rest is dropped.

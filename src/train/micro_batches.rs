@@ -3,7 +3,7 @@
 use super::Gradients;
 use crate::base::metrics::Metrics;
 use crate::base::{Result, device, threads};
-use crate::nn::backward_from;
+use crate::nn::{backward, backward_from, recording};
 use candle_core::{Tensor, Var};
 use rayon::ThreadPool;
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ impl MicroBatches {
         let mut sum = Sum::default();
         let part = |part: usize| {
             let share = parts[part].len() as f64 / items as f64;
-            let (loss, numbers) = losses(parts[part].clone())?;
+            let (loss, numbers) = recording(|| losses(parts[part].clone()))?;
             let loss = if parts.len() > 1 { (loss * share)? } else { loss };
             Ok((Gradients::of(&loss, parameters.iter().copied())?, read(numbers, share)?))
         };
@@ -79,11 +79,11 @@ impl MicroBatches {
         let parameters: Vec<_> = parameters.into_iter().collect();
         let parts = parts(items, self.most);
         if parts.len() == 1 {
-            let (loss, numbers) = join(&forward(0..items)?)?;
+            let (loss, numbers) = recording(|| join(&forward(0..items)?))?;
             return Ok((Gradients::of(&loss, parameters)?, read(numbers, 1.0)?));
         }
         let mut outputs: Vec<Result<Vec<Tensor>>> = parts.iter().map(|_| Ok(Vec::new())).collect();
-        self.each(parts.len(), |part| forward(parts[part].clone()), |part, found| outputs[part] = found);
+        self.each(parts.len(), |part| recording(|| forward(parts[part].clone())), |part, found| outputs[part] = found);
         let outputs = outputs.into_iter().collect::<Result<Vec<_>>>()?;
         // The graph ends at the outputs and goes on behind them.
         let whole = |i: usize| {
@@ -91,8 +91,8 @@ impl MicroBatches {
             Ok(Var::from_tensor(&Tensor::cat(&parts, 0)?)?.into_inner())
         };
         let wholes = (0..outputs[0].len()).map(whole).collect::<Result<Vec<_>>>()?;
-        let (loss, numbers) = join(&wholes)?;
-        let mut store = loss.backward()?;
+        let (loss, numbers) = recording(|| join(&wholes))?;
+        let mut store = backward(&loss)?;
         let slopes: Vec<Option<Tensor>> = wholes.iter().map(|whole| store.remove(whole)).collect();
         let numbers = read(numbers, 1.0)?;
         let mut sum = Sum { total: Ok((Gradients::from_store(store, parameters.iter().copied()), numbers)), ..Sum::default() };

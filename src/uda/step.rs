@@ -6,7 +6,7 @@ use super::{Augmentation, Margins, Mixed, PseudoLabels, StrongAugment, Switches,
 use crate::base::group::{self, Share, Shares, united};
 use crate::base::{Error, Result, Rng};
 use crate::models::segmenter::{Normalization, Segmenter};
-use crate::nn::ParamStore;
+use crate::nn::{ParamStore, backward, recording};
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use serde::{Deserialize, Serialize};
@@ -152,7 +152,7 @@ impl<S: Segmenter> SelfTraining<S> {
             let pseudo = context.pseudo.map(|pseudo| pseudo.rows(share)).transpose()?;
             let mixed = context.mixed.map(|mixed| mixed.rows(share)).transpose()?;
             let own = Context { share, batch: &batch, pseudo: pseudo.as_ref(), mixed: mixed.as_ref(), ..*context };
-            self.share_of_stage(stage, &own)
+            recording(|| self.share_of_stage(stage, &own))
         })?;
         for (gradients, metrics) in shares {
             let share = 1.0 / self.shares.count() as f32;
@@ -177,7 +177,7 @@ impl<S: Segmenter> SelfTraining<S> {
         let Some(total) = total else { return Ok((GradStore::default(), metrics)) };
         let count = self.shares.count();
         let total = if count > 1 { (total / count as f64)? } else { total };
-        Ok((total.backward()?, metrics))
+        Ok((backward(&total)?, metrics))
     }
 
     /// The student on the images of a stage that has some.

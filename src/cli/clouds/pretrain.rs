@@ -39,6 +39,9 @@ struct Flags {
     /// Captions, one JSON object a line: {"file_name": "a.jpg", "text": ["a photo of cars", "a street by day"]}
     #[arg(long, value_name = "FILE")]
     captions: Option<String>,
+    /// What training begins with: scratch, nano, or a folder or file of an earlier run [default: scratch]
+    #[arg(long, value_name = "scratch|nano|PATH")]
+    base: Option<String>,
     /// Optimiser steps [default: 3000]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,

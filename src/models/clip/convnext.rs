@@ -3,7 +3,7 @@
 use crate::base::Result;
 use crate::models::segmenter::{Encoder, Level};
 use crate::models::tokens::{map_to_tokens, tokens_to_map};
-use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, Pass, gelu};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, Pass, add, gelu, scale_channels};
 use candle_core::{Result as TensorResult, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -132,9 +132,9 @@ impl Block {
         let map = self.depthwise.forward(xs)?;
         let (_, _, height, width) = map.dims4()?;
         let hidden = gelu(&self.widen.forward(&self.norm.forward(&map_to_tokens(&map)?)?)?)?; // (B, N, 4C)
-        let branch = self.narrow.forward(&hidden)?.broadcast_mul(&self.gamma.to_dtype(xs.dtype())?)?;
+        let branch = scale_channels(&self.narrow.forward(&hidden)?, &self.gamma)?;
         let branch = tokens_to_map(&branch, (height, width))?;
-        xs + pass.drop_path(&branch, self.drop_path)?
+        add(xs, &pass.drop_path(&branch, self.drop_path)?)
     }
 }
 

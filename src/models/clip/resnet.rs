@@ -2,7 +2,7 @@
 
 use crate::base::Result;
 use crate::models::segmenter::{Encoder, Level};
-use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass, conv2d, relu};
+use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvSpec, Pass, add, conv2d, relu};
 use candle_core::{Result as TensorResult, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -143,7 +143,7 @@ impl Bottleneck {
             Some(unit) => unit.forward(&average_pool(xs, self.stride)?, pass)?,
             None => xs.clone(),
         };
-        relu(&(branch + direct)?)
+        relu(&add(&branch, &direct)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::base::{Error, Result};
 use crate::models::packed_attention::{Hidden, PackedAttention};
 use crate::models::stable_diffusion::config::TextActivation;
-use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, gelu, quick_gelu};
+use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, add, gelu, quick_gelu};
 use candle_core::{D, Result as TensorResult, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -114,12 +114,12 @@ impl Layer {
 
     fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
         let normed = self.norm1.forward(xs)?;
-        let xs = (xs + self.attention.forward(&normed, &normed, &normed, Hidden::Later)?)?;
+        let xs = add(xs, &self.attention.forward(&normed, &normed, &normed, Hidden::Later)?)?;
         let hidden = self.widen.forward(&self.norm2.forward(&xs)?)?;
         let hidden = match self.activation {
             TextActivation::QuickGelu => quick_gelu(&hidden)?,
             TextActivation::Gelu => gelu(&hidden)?,
         };
-        xs + self.narrow.forward(&hidden)?
+        add(&xs, &self.narrow.forward(&hidden)?)
     }
 }

@@ -5,7 +5,7 @@ use super::position::sine_positions;
 use crate::base::Result;
 use crate::models::tokens::{map_to_tokens, tokens_to_map};
 use crate::nn::{
-    Builder, Conv2d, ConvSpec, GroupNorm, Init, LayerNorm, Linear, deformable_attention, relu, resize_bilinear, softmax,
+    Builder, Conv2d, ConvSpec, GroupNorm, Init, LayerNorm, Linear, add, deformable_attention, relu, resize_bilinear, softmax,
 };
 use candle_core::{DType, Result as TensorResult, Tensor};
 
@@ -92,7 +92,7 @@ impl PixelDecoder {
         let (coarse, size) = &memory[ATTENDING.len() - 1];
         let fine = self.lateral.1.forward(&self.lateral.0.forward(finest)?)?;
         let coarse = resize_bilinear(&tokens_to_map(coarse, *size)?, (fine.dim(2)?, fine.dim(3)?), false)?;
-        let fine = relu(&self.output.1.forward(&self.output.0.forward(&(fine + coarse)?)?)?)?;
+        let fine = relu(&self.output.1.forward(&self.output.0.forward(&add(&fine, &coarse)?)?)?)?;
         Ok(PixelFeatures { mask_features: self.mask_features.forward(&fine)?, memory })
     }
 }
@@ -182,8 +182,8 @@ impl EncoderLayer {
         let weights = softmax(&weights)?.reshape((batch, count, heads, levels, points))?;
         let value = self.value.forward(xs)?.reshape((batch, count, heads, width / heads))?;
         let mixed = deformable_attention(&value, &offsets, &weights, &grid.levels, &grid.references)?;
-        let xs = self.norm1.forward(&(xs + self.out.forward(&mixed)?)?)?;
+        let xs = self.norm1.forward(&add(xs, &self.out.forward(&mixed)?)?)?;
         let hidden = relu(&self.widen.forward(&xs)?)?;
-        self.norm2.forward(&(&xs + self.narrow.forward(&hidden)?)?)
+        self.norm2.forward(&add(&xs, &self.narrow.forward(&hidden)?)?)
     }
 }

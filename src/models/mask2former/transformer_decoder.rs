@@ -6,7 +6,7 @@ use super::pixel_decoder::PixelFeatures;
 use super::position::sine_positions;
 use crate::base::Result;
 use crate::models::packed_attention::{Hidden, PackedAttention};
-use crate::nn::{Builder, Init, LayerNorm, Linear, linear, relu, resize_bilinear};
+use crate::nn::{Builder, Init, LayerNorm, Linear, add, linear, relu, resize_bilinear};
 use candle_core::{D, DType, Result as TensorResult, Tensor};
 
 const EPS: f64 = 1e-5;
@@ -170,13 +170,13 @@ impl DecoderLayer {
     /// # Shapes
     /// `xs` and `position` (B, Q, C), `memory` keys and values (B, N, C), `blocked` (B, Q, N) → (B, Q, C)
     fn forward(&self, xs: &Tensor, position: &Tensor, memory: (&Tensor, &Tensor), blocked: &Tensor) -> TensorResult<Tensor> {
-        let seen = self.cross.forward(&(xs + position)?, memory.0, memory.1, Hidden::Bias(blocked))?;
-        let xs = self.cross_norm.forward(&(xs + seen)?)?;
-        let query = (&xs + position)?;
+        let seen = self.cross.forward(&add(xs, position)?, memory.0, memory.1, Hidden::Bias(blocked))?;
+        let xs = self.cross_norm.forward(&add(xs, &seen)?)?;
+        let query = add(&xs, position)?;
         let mixed = self.own.forward(&query, &query, &xs, Hidden::Nothing)?;
-        let xs = self.own_norm.forward(&(xs + mixed)?)?;
+        let xs = self.own_norm.forward(&add(&xs, &mixed)?)?;
         let hidden = relu(&self.widen.forward(&xs)?)?;
-        self.norm.forward(&(&xs + self.narrow.forward(&hidden)?)?)
+        self.norm.forward(&add(&xs, &self.narrow.forward(&hidden)?)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{EPS, EPS_AFTER_CONV, conv, map_to_tokens, tokens_to_map};
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, Pass, attention, gelu};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, Pass, add, attention, gelu};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Sizes of one block.
@@ -39,9 +39,9 @@ impl Block {
     /// `xs` (B, N, D) with N = h·w of `grid` (h, w) → same
     pub(super) fn forward(&self, xs: &Tensor, grid: (usize, usize), pass: &Pass) -> TensorResult<Tensor> {
         let branch = self.attention.forward(&self.norm1.forward(xs)?, grid)?;
-        let xs = (xs + pass.drop_path(&branch, self.drop_path)?)?;
+        let xs = add(xs, &pass.drop_path(&branch, self.drop_path)?)?;
         let branch = self.mlp.forward(&self.norm2.forward(&xs)?, grid)?;
-        xs + pass.drop_path(&branch, self.drop_path)?
+        add(&xs, &pass.drop_path(&branch, self.drop_path)?)
     }
 }
 

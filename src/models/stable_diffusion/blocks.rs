@@ -1,7 +1,7 @@
 //! Convolutional blocks that the U-Net and the autoencoder share.
 
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, ConvSpec, GroupNorm, Linear, resize_nearest};
+use crate::nn::{Builder, Conv2d, ConvSpec, GroupNorm, Linear, add, resize_nearest};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// 3×3 convolution that keeps the size.
@@ -68,8 +68,8 @@ impl ResnetBlock {
         };
         let ys = self.conv2.forward(&self.norm2.forward_silu(&ys)?)?;
         match &self.shortcut {
-            Some(shortcut) => shortcut.forward(xs)? + ys,
-            None => xs + ys,
+            Some(shortcut) => add(&shortcut.forward(xs)?, &ys),
+            None => add(xs, &ys),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::config::{TextActivation, TextConfig};
 use crate::base::Result;
 use crate::models::projected_attention::ProjectedAttention;
-use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, gelu, quick_gelu};
+use crate::nn::{Builder, Embedding, Init, LayerNorm, Linear, add, gelu, quick_gelu};
 use candle_core::{DType, Result as TensorResult, Tensor};
 
 /// Causal self-attention and a feed-forward layer, each behind a norm and beside a residual.
@@ -35,13 +35,13 @@ impl Layer {
 
     fn forward(&self, xs: &Tensor) -> TensorResult<Tensor> {
         let normed = self.norm1.forward(xs)?;
-        let xs = (xs + self.attention.forward(&normed, &normed, &normed, true)?)?;
+        let xs = add(xs, &self.attention.forward(&normed, &normed, &normed, true)?)?;
         let hidden = self.widen.forward(&self.norm2.forward(&xs)?)?;
         let hidden = match self.activation {
             TextActivation::QuickGelu => quick_gelu(&hidden)?,
             TextActivation::Gelu => gelu(&hidden)?,
         };
-        xs + self.narrow.forward(&hidden)?
+        add(&xs, &self.narrow.forward(&hidden)?)
     }
 }
 

@@ -4,7 +4,7 @@ use super::blocks::{NormSpec, conv1x1};
 use crate::base::Result;
 use crate::models::projected_attention::ProjectedAttention;
 use crate::models::tokens::{map_to_tokens, tokens_to_map};
-use crate::nn::{Builder, Conv2d, GroupNorm, LayerNorm, Linear, geglu};
+use crate::nn::{Builder, Conv2d, GroupNorm, LayerNorm, Linear, add, geglu};
 use candle_core::{Result as TensorResult, Tensor};
 
 /// Widths of one transformer.
@@ -59,10 +59,10 @@ impl TransformerBlock {
 
     fn forward(&self, xs: &Tensor, context: &Tensor) -> TensorResult<Tensor> {
         let normed = self.norm1.forward(xs)?;
-        let xs = (xs + self.self_attention.forward(&normed, &normed, &normed, false)?)?;
-        let xs = (&xs + self.cross_attention.forward(&self.norm2.forward(&xs)?, context, context, false)?)?;
+        let xs = add(xs, &self.self_attention.forward(&normed, &normed, &normed, false)?)?;
+        let xs = add(&xs, &self.cross_attention.forward(&self.norm2.forward(&xs)?, context, context, false)?)?;
         let hidden = geglu(&self.widen.forward(&self.norm3.forward(&xs)?)?)?; // (B, N, 4C)
-        xs + self.narrow.forward(&hidden)?
+        add(&xs, &self.narrow.forward(&hidden)?)
     }
 }
 

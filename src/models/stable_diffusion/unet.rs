@@ -4,7 +4,7 @@ use super::blocks::{Downsample, NormSpec, Padding, ResnetBlock, Upsample, conv3x
 use super::config::UNetConfig;
 use super::transformer::{SpatialTransformer, TransformerSpec};
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, GroupNorm, Linear, Recompute, silu};
+use crate::nn::{Builder, Conv2d, GroupNorm, Linear, Recompute, join_channels, silu};
 use candle_core::{DType, Result as TensorResult, Tensor};
 use std::sync::Arc;
 
@@ -235,7 +235,7 @@ impl UNet {
             for stage in &level.0 {
                 // `build_up` popped the same stack, so there is one left.
                 let skip = skips.pop().ok_or_else(|| candle_core::Error::Msg("U-Net without skip connection".into()))?;
-                xs = step(stage, [&Tensor::cat(&[&xs, &skip], 1)?, &time, context])?;
+                xs = step(stage, [&join_channels(&xs, &skip)?, &time, context])?;
             }
             if let (Some(sampler), Some(skip)) = (sampler, skips.last()) {
                 let (_, _, height, width) = skip.dims4()?;

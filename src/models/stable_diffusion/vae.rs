@@ -4,7 +4,7 @@ use super::blocks::{Downsample, NormSpec, Padding, ResnetBlock, Upsample, conv1x
 use super::config::VaeConfig;
 use crate::base::Result;
 use crate::models::tokens::{map_to_tokens, tokens_to_map};
-use crate::nn::{Builder, Conv2d, GroupNorm, Linear, attention};
+use crate::nn::{Builder, Conv2d, GroupNorm, Linear, add, attention};
 use candle_core::{DType, Result as TensorResult, Tensor};
 
 fn norm(config: &VaeConfig) -> NormSpec {
@@ -40,7 +40,7 @@ impl PixelAttention {
         let tokens = map_to_tokens(&self.norm.forward(xs)?)?; // (B, h·w, C)
         let (q, k, v) = (self.query.forward(&tokens)?, self.key.forward(&tokens)?, self.value.forward(&tokens)?);
         let ys = attention(&q, &k, &v, 1, self.scale, false)?;
-        xs + tokens_to_map(&self.out.forward(&ys)?, (height, width))?
+        add(xs, &tokens_to_map(&self.out.forward(&ys)?, (height, width))?)
     }
 }
 

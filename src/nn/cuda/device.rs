@@ -1,6 +1,7 @@
 //! The GPU as a machine for kernels, and operations on its tensors with gradients.
 
 use super::machine::{Arg, BLOCK, Kernels, Kind, Machine, Module};
+use crate::nn::graph;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::sys::CUdeviceptr;
@@ -196,9 +197,9 @@ where
     let Some(storage) = result.owned else { bail!("{name}: the result belongs to another tensor") };
     let op = Ready { name, result: Mutex::new(Some((storage, shape.into()))), backward };
     match args {
-        [a] => a.apply_op1(op),
-        [a, b] => a.apply_op2(b, op),
-        [a, b, c] => a.apply_op3(b, c, op),
+        [a] => graph::apply1(a, op),
+        [a, b] => graph::apply2(a, b, op),
+        [a, b, c] => graph::apply3(a, b, c, op),
         _ => bail!("{name}: {} arguments", args.len()),
     }
 }

@@ -3,7 +3,7 @@
 mod batch;
 mod rows;
 
-use super::{Builder, Init, Pass, cpu};
+use super::{Builder, Init, Pass, cpu, graph};
 use crate::base::Result;
 use crate::base::group::Share;
 use batch::{BatchNormOp, batch_statistics};
@@ -43,7 +43,7 @@ pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) 
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| layer_norm(xs, weight, bias, eps));
     }
-    xs.contiguous()?.apply_op3(weight, bias, LayerNormOp { eps })
+    graph::apply3(&xs.contiguous()?, weight, bias, LayerNormOp { eps })
 }
 
 /// The operation of [`GroupNorm`]. # Shapes: `xs` (B, C, …), `weight` and `bias` (C)
@@ -56,7 +56,7 @@ pub(super) fn group_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupN
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| group_norm(xs, weight, bias, op));
     }
-    xs.contiguous()?.apply_op3(weight, bias, op)
+    graph::apply3(&xs.contiguous()?, weight, bias, op)
 }
 
 /// The operation of [`BatchNorm2d`] with the statistics of the batch, cut off to 0…`ceiling` where there is one.
@@ -74,7 +74,7 @@ pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, 
     }
     let share = Share::whole();
     let (mean, variance) = batch_statistics(xs, &share)?;
-    xs.contiguous()?.apply_op3(weight, bias, BatchNormOp { mean, variance, eps, of_batch: Some(share), ceiling })
+    graph::apply3(&xs.contiguous()?, weight, bias, BatchNormOp { mean, variance, eps, of_batch: Some(share), ceiling })
 }
 
 /// The activation of a norm as an operation of its own.
@@ -203,7 +203,7 @@ impl BatchNorm2d {
             (self.running_mean.to_vec1()?, self.running_var.to_vec1()?)
         };
         let op = BatchNormOp { mean, variance, eps: self.eps, of_batch: of_batch.then(|| share.clone()), ceiling };
-        xs.contiguous()?.apply_op3(&self.weight, &self.bias, op)
+        graph::apply3(&xs.contiguous()?, &self.weight, &self.bias, op)
     }
 
     /// The same without values that leave the GPU: nothing waits for it.

@@ -7,6 +7,9 @@ use crate::systems::shared::Size;
 use crate::train::schedule::{Schedule, Shape};
 use serde::{Deserialize, Serialize};
 
+/// The [`ClipPretrainConfig::base`] of new weights.
+pub const SCRATCH: &str = "scratch";
+
 /// `clouds pretrain`: a small CLIP of one's own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -15,6 +18,9 @@ pub struct ClipPretrainConfig {
     pub images: String,
     /// JSON lines `{"file_name": …, "text": …}`; several texts a photo are drawn from. Photos without one are left out.
     pub captions: String,
+    /// What training begins with: `scratch`, `nano`, or a folder or packed file of an earlier run, whose sizes and words are kept;
+    /// `model` then says the rate of stochastic depth alone.
+    pub base: String,
     /// Size that photos are seen in, multiples of 32.
     pub size: Size,
     /// Smallest share of the sides of a photo that a step sees; 1: all of it.
@@ -30,10 +36,10 @@ pub struct ClipPretrainConfig {
     /// Photos of a step, each with a caption; the captions of the others are what each is told apart from.
     pub batch_size: usize,
     /// Words of captions that tell photos into groups, as `["night", "fog", "day"]` tells lights and weathers: a photo belongs to the
-    /// first word that one of its captions holds, or to the rest.
+    /// first of them that is at the beginning of a word of its captions (`rain`: also `rainy`, not `train`), or to the rest.
     pub group_words: Vec<String>,
-    /// Share of the rounds, 0…1, in which all photos of a step are of one group, so that nothing but what differs within it tells them
-    /// apart. Needs `group_words`.
+    /// Share of the steps, 0…1, whose photos are all of one group, so that nothing but what differs within it tells them apart. Needs
+    /// `group_words`.
     pub group_share: f32,
     /// Largest learning rate; it rises over `warmup_steps` and falls along half a cosine.
     pub learning_rate: f64,
@@ -86,6 +92,7 @@ impl Default for ClipPretrainConfig {
         Self {
             images: String::new(),
             captions: String::new(),
+            base: SCRATCH.into(),
             size: Size { height: 128, width: 256 },
             least_share: 0.8,
             flip: 0.5,
@@ -167,6 +174,11 @@ impl ClipPretrainConfig {
             return usage("learning_rate, weight_decay and clip_norm: expected numbers of at least 0".into());
         }
         self.schedule().validate()
+    }
+
+    /// Steps of a round whose photos are all of the same group of so many.
+    pub(super) fn group_steps(&self, photos: usize) -> usize {
+        (self.group_share * photos as f32) as usize / self.batch_size
     }
 
     /// The learning rate's course.

@@ -13,6 +13,7 @@ pub use retrieval::{CANDIDATES, Retrieval, area_under_curve};
 pub use training::ClipTraining;
 
 use super::clip_file::{self, ClipFile};
+use super::nano;
 use crate::base::Result;
 use crate::base::progress::Progress;
 use crate::models::clip::VisualConfig;
@@ -20,9 +21,9 @@ use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use crate::train::stage::{self, Stage};
-use config::ClipPretrainConfig;
+use config::{ClipPretrainConfig, SCRATCH};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Settings that a run may change when it goes on.
 const FREE: [&str; 3] = ["workers", "checkpointing_steps", "validation_steps"];
@@ -33,9 +34,14 @@ const FREE: [&str; 3] = ["workers", "checkpointing_steps", "validation_steps"];
 /// Unusable images or captions; interruption.
 pub fn run(config: &ClipPretrainConfig, run: &RunDir, resume: Option<&Resume>, progress: &dyn Progress) -> Result<PathBuf> {
     config.validate()?;
-    let pairs = Pairs::open(config, progress)?;
+    let base = match config.base.as_str() {
+        SCRATCH => None,
+        nano::NAME => Some(nano::open()?),
+        path => Some(ClipFile::open(Path::new(path))?),
+    };
+    let pairs = Pairs::open(config, base.as_ref().map(|base| base.tokenizer.clone()), progress)?;
     let tokenizer = pairs.tokenizer().clone();
-    let mut training = ClipTraining::new(config, pairs)?;
+    let mut training = ClipTraining::new(config, pairs, base)?;
     progress.say(&format!("model: {} parameters", training.parameters.parameter_count()));
     let stage = Stage {
         run,

@@ -41,11 +41,11 @@ struct Inner {
 }
 
 impl Pairs {
-    /// Opens the photos and learns the vocabulary from their captions and the prompts for street classes.
+    /// Opens the photos. Without a `tokenizer`, learns the vocabulary from their captions and the prompts for street classes.
     ///
     /// # Errors
     /// Fewer photos with captions than a batch needs; a vocabulary that is too small.
-    pub fn open(config: &ClipPretrainConfig, progress: &dyn Progress) -> Result<Self> {
+    pub fn open(config: &ClipPretrainConfig, tokenizer: Option<Tokenizer>, progress: &dyn Progress) -> Result<Self> {
         let ClipPretrainConfig { images, captions, size, flip, .. } = config;
         let photos =
             Photos::open(&PhotoSettings { images, captions, template: None, size: *size, flip: *flip, labels: None }, progress)?;
@@ -58,15 +58,19 @@ impl Pairs {
         }
         let count = learned.len();
         let learned = groups(&photos, learned, &config.group_words);
-        if config.group_share > 0.0 && learned.iter().all(|group| group.len() < config.batch_size) {
+        if config.group_share > 0.0 && learned.iter().all(|group| config.group_steps(group.len()) == 0) {
             let most = learned.iter().map(Vec::len).max().unwrap_or_default();
-            let expected = format!("a group of at least {} photos", config.batch_size);
+            let least = (config.batch_size as f32 / config.group_share).ceil();
+            let expected = format!("a group of at least {least} photos");
             let next = "give fewer group_words, a smaller batch_size, or group_share = 0";
             return Err(Error::data(captions, expected, format!("at most {most} in one"), next));
         }
-        let mut texts = photos.vocabulary();
-        texts.extend(class_prompts(STREET_CLASSES.concat()));
-        let tokenizer = Tokenizer::train(&texts, config.model.vocabulary, config.model.text_length)?;
+        let learn = || {
+            let mut texts = photos.vocabulary();
+            texts.extend(class_prompts(STREET_CLASSES.concat()));
+            Tokenizer::train(&texts, config.model.vocabulary, config.model.text_length)
+        };
+        let tokenizer = tokenizer.map_or_else(learn, Ok)?;
         progress.say(&format!("pairs: {count} to learn from, {} held out", held_out.len()));
         let normalize = normalize(clip::NORMALIZATION);
         Ok(Self(Arc::new(Inner { photos, tokenizer, learned, held_out, normalize, config: config.clone() })))
@@ -121,7 +125,7 @@ impl Pairs {
     /// them has no other.
     ///
     /// # Randomness
-    /// Whether the steps of a round are of one group each, the order of a round; for each pair, the order of its captions.
+    /// The order of a round: of each group, of the rest, of the steps; for each pair, the order of its captions.
     pub fn choice(&self, step: u64) -> Vec<(usize, String)> {
         let Inner { photos, config, .. } = &*self.0;
         let (round, place) = self.round(step);
@@ -139,37 +143,45 @@ impl Pairs {
         chosen
     }
 
-    /// The round of a step, and its place in there. With groups, each round has the steps that whole groups can fill.
+    /// The round of a step, and its place in there.
     fn round(&self, step: u64) -> (u64, usize) {
         let Inner { learned, config, .. } = &*self.0;
-        let photos: usize = if config.group_share > 0.0 {
-            learned.iter().map(|group| group.len() / config.batch_size * config.batch_size).sum()
-        } else {
-            learned.iter().map(Vec::len).sum()
-        };
-        let steps = (photos / config.batch_size) as u64;
+        let steps = learned.iter().map(|group| config.group_steps(group.len())).sum::<usize>() as u64;
+        let steps = steps + self.mixed_steps() as u64;
         (step / steps, (step % steps) as usize)
+    }
+
+    /// Steps of a round whose photos are of all groups.
+    fn mixed_steps(&self) -> usize {
+        let Inner { learned, config, .. } = &*self.0;
+        let photos: usize = learned.iter().map(Vec::len).sum();
+        if config.group_share > 0.0 {
+            ((1.0 - config.group_share) * photos as f32) as usize / config.batch_size
+        } else {
+            photos / config.batch_size
+        }
     }
 
     /// Photos of a round, in the order in which steps take them.
     fn order(&self, round: u64) -> Vec<usize> {
         let Inner { learned, config, .. } = &*self.0;
         let mut rng = Rng::stream(config.seed, "clip round", &[round]);
-        let by_group =
-            config.group_share > 0.0 && Rng::stream(config.seed, "clip groups", &[round]).uniform() < config.group_share;
-        if !by_group {
-            let mut order = learned.concat();
-            order.sort_unstable();
-            rng.shuffle(&mut order);
-            return order;
-        }
-        let mut batches = Vec::new();
+        let (mut batches, mut rest) = (Vec::new(), Vec::new());
         for group in learned {
             let mut group = group.clone();
-            rng.shuffle(&mut group);
+            if config.group_share > 0.0 {
+                rng.shuffle(&mut group);
+            }
+            let others = group.split_off(config.group_steps(group.len()) * config.batch_size);
             batches.extend(group.chunks_exact(config.batch_size).map(<[usize]>::to_vec));
+            rest.extend(others);
         }
-        rng.shuffle(&mut batches);
+        rest.sort_unstable();
+        rng.shuffle(&mut rest);
+        batches.extend(rest.chunks_exact(config.batch_size).take(self.mixed_steps()).map(<[usize]>::to_vec));
+        if config.group_share > 0.0 {
+            rng.shuffle(&mut batches);
+        }
         batches.concat()
     }
 }
@@ -180,7 +192,9 @@ fn groups(photos: &Photos, indices: Vec<usize>, words: &[String]) -> Vec<Vec<usi
     let mut groups = vec![Vec::new(); words.len() + 1];
     for index in indices {
         let captions = photos.captions(index).join("\n").to_lowercase();
-        let group = words.iter().position(|word| captions.contains(word)).unwrap_or(words.len());
+        // "rain" is not in "train".
+        let begins = |word: &String| captions.match_indices(word).any(|(at, _)| !captions[..at].ends_with(char::is_alphanumeric));
+        let group = words.iter().position(begins).unwrap_or(words.len());
         groups[group].push(index);
     }
     groups

@@ -6,9 +6,9 @@ use super::retrieval::{CANDIDATES, Retrieval};
 use crate::base::metrics::Metrics;
 use crate::base::{Result, Rng};
 use crate::data::Loader;
-use crate::models::clip::{Clip, ClipConfig, LOGIT_SCALE, MAX_LOGIT_SCALE, contrastive_loss};
+use crate::models::clip::{Clip, ClipConfig, LOGIT_SCALE, MAX_LOGIT_SCALE, VisualConfig, contrastive_loss};
 use crate::nn::{Builder, ParamStore, Pass};
-use crate::systems::clouds::clip_file::token_ids;
+use crate::systems::clouds::clip_file::{ClipFile, token_ids};
 use crate::train::MicroBatches;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
@@ -22,8 +22,8 @@ use std::ops::Range;
 /// Decay of the second moment, shorter than usual, as in CLIP.
 const BETA2: f64 = 0.98;
 
-/// Most pairs of a micro-batch on the CPU.
-const MICRO_BATCH: usize = 8;
+/// Most pixels of a micro-batch on the CPU.
+const MICRO_BATCH_PIXELS: usize = 8 * 128 * 256;
 
 /// A CLIP in training.
 pub struct ClipTraining {
@@ -42,18 +42,16 @@ pub struct ClipTraining {
 }
 
 impl ClipTraining {
-    /// New weights from the seed.
+    /// The weights of `base`, or new ones from the seed.
     ///
     /// # Errors
     /// Sizes that do not fit each other.
-    pub fn new(config: &ClipPretrainConfig, pairs: Pairs) -> Result<Self> {
-        let network = config.network(pairs.tokenizer().vocab_size());
-        let builder = Builder::random(config.seed);
-        let clip = Clip::new(&network, &builder)?;
-        let parameters = builder.finish()?;
-        for (_, gamma) in parameters.weights().filter(|(name, _)| name.ends_with(".gamma")) {
-            gamma.set(&Tensor::full(config.model.layer_scale, gamma.dims(), gamma.device())?)?;
-        }
+    pub fn new(config: &ClipPretrainConfig, pairs: Pairs, base: Option<ClipFile>) -> Result<Self> {
+        let (network, clip, parameters) = match base {
+            Some(base) => continued(config, base)?,
+            None => new_weights(config, pairs.tokenizer().vocab_size())?,
+        };
+        let micro_batch = (MICRO_BATCH_PIXELS / (config.size.height * config.size.width)).max(1);
         let max_gradient_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
         let settings = AdamWConfig { beta2: BETA2, max_gradient_norm, ..AdamWConfig::default() };
         Ok(Self {
@@ -63,7 +61,7 @@ impl ClipTraining {
             schedule: config.schedule(),
             config: config.clone(),
             network,
-            micro_batches: MicroBatches::new(config.batch_size, MICRO_BATCH, parameters.weights())?,
+            micro_batches: MicroBatches::new(config.batch_size, micro_batch, parameters.weights())?,
             parameters,
             pairs,
             loader: None,
@@ -100,6 +98,29 @@ impl ClipTraining {
         var.set(&Tensor::full(value, (), var.device())?)?;
         Ok(f64::from(value).exp())
     }
+}
+
+/// A CLIP with new weights.
+fn new_weights(config: &ClipPretrainConfig, vocabulary: usize) -> Result<(ClipConfig, Clip, ParamStore)> {
+    let network = config.network(vocabulary);
+    let builder = Builder::random(config.seed);
+    let clip = Clip::new(&network, &builder)?;
+    let parameters = builder.finish()?;
+    for (_, gamma) in parameters.weights().filter(|(name, _)| name.ends_with(".gamma")) {
+        gamma.set(&Tensor::full(config.model.layer_scale, gamma.dims(), gamma.device())?)?;
+    }
+    Ok((network, clip, parameters))
+}
+
+/// `base` in training, with the stochastic depth of `config`.
+fn continued(config: &ClipPretrainConfig, base: ClipFile) -> Result<(ClipConfig, Clip, ParamStore)> {
+    let mut network = base.config;
+    if let VisualConfig::ConvNext(convnext) = &mut network.visual {
+        convnext.drop_path = config.model.drop_path;
+    }
+    let builder = Builder::from_source(base.tensors, config.seed);
+    let clip = Clip::new(&network, &builder)?;
+    Ok((network, clip, builder.finish()?))
 }
 
 /// Weight decay as in open_clip: on matrices and kernels alone.

@@ -14,7 +14,7 @@ use crate::diffusion::{Component, Lora};
 use crate::io::atomic;
 use crate::io::images::{self, RgbImage};
 use crate::models::stable_diffusion::{TextEncoder, UNet, Vae};
-use crate::nn::{AdapterPlan, Builder, ParamStore, Recompute};
+use crate::nn::{AdapterPlan, Builder, ParamStore, Recompute, recording};
 use crate::train::Gradients;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::driver::{Snapshot, Training};
@@ -156,13 +156,14 @@ impl<'a> DreamBooth<'a> {
         let parts = (self.config.gradient_accumulation_steps * self.shares.count()) as f64;
         let parameters: Vec<_> = self.optimizer.parameters().collect();
         if let Some(recompute) = &self.recompute {
-            let loss = self.networks.loss(&latents, &ids, &draws, Some(recompute))?;
+            let loss = recording(|| self.networks.loss(&latents, &ids, &draws, Some(recompute)))?;
             let store = recompute.backward(&(&loss / parts)?)?;
             return Ok((Gradients::from_store(store, parameters), f64::from(loss.to_scalar::<f32>()?)));
         }
         let networks = &self.networks;
         let shares = self.shares.each(|share| {
-            let loss = networks.loss(&share.rows(&latents)?, &share.rows(&ids)?, &draws.rows(share)?, None)?;
+            let loss = || networks.loss(&share.rows(&latents)?, &share.rows(&ids)?, &draws.rows(share)?, None);
+            let loss = recording(loss)?;
             let gradients = Gradients::of(&(&loss / parts)?, parameters.iter().copied())?;
             Ok((gradients, f64::from(loss.to_scalar::<f32>()?)))
         })?;
