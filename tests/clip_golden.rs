@@ -14,7 +14,7 @@ use datum::models::clip::{
 };
 use datum::models::segmenter::Encoder;
 use datum::models::stable_diffusion::config::TextActivation;
-use datum::nn::{Builder, ParamStore, Pass};
+use datum::nn::{self, Builder, ParamStore, Pass};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -65,9 +65,9 @@ fn resnet() -> Small {
 fn check(case: &str, model: &Small) {
     let file = SafetensorsFile::open(&golden("clip.safetensors")).unwrap();
     let expected = |name: &str| file.load(&format!("{case}/{name}"), &Device::Cpu).unwrap();
-    let maps = model.visual.features(&fill::image("input", &[2, 3, 64, 96]), &Pass::eval()).unwrap();
+    let maps = nn::recording(|| model.visual.features(&fill::image("input", &[2, 3, 64, 96]), &Pass::eval())).unwrap();
     let ids = [[47u32, 3, 9, 48, 0, 0, 0, 0, 0, 0, 0, 0], [47, 5, 5, 5, 30, 22, 1, 12, 13, 14, 15, 48]];
-    let vectors = model.text.forward(&Tensor::new(&ids, &Device::Cpu).unwrap()).unwrap();
+    let vectors = nn::recording(|| model.text.forward(&Tensor::new(&ids, &Device::Cpu).unwrap())).unwrap();
     let difference = (&vectors - expected("text")).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
     assert!(difference < 1e-5, "{case}: text vectors differ by {difference}");
     let mut total = (&vectors * fill::image("up.text", vectors.dims())).unwrap().sum_all().unwrap();
@@ -78,7 +78,7 @@ fn check(case: &str, model: &Small) {
         let product = (map * fill::image(&format!("up.{i}"), map.dims())).unwrap().mean_all().unwrap();
         total = (total + product).unwrap();
     }
-    let gradients = total.backward().unwrap();
+    let gradients = nn::backward(&total).unwrap();
     let prefix = format!("{case}/grad/");
     let names: Vec<String> = file.shapes().into_keys().filter_map(|n| n.strip_prefix(&prefix).map(String::from)).collect();
     assert_eq!(names.len(), model.store.weights().count(), "{case}: every weight has a gradient");

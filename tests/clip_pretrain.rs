@@ -14,7 +14,7 @@ use datum::models::clip::{
     Clip, ClipConfig, ConvNextConfig, LOGIT_SCALE, ModifiedResNetConfig, TextTowerConfig, VisualConfig, contrastive_loss,
 };
 use datum::models::stable_diffusion::config::TextActivation;
-use datum::nn::{Builder, Pass};
+use datum::nn::{self, Builder, Pass};
 use datum::systems::clouds::clip_file::{ClipFile, WEIGHTS, token_ids};
 use datum::systems::clouds::pretrain::config::{ClipModelConfig, ClipPretrainConfig};
 use datum::systems::clouds::pretrain::{self, ClipTraining, Pairs};
@@ -50,9 +50,9 @@ fn the_loss_and_its_gradients_are_those_of_open_clip() {
     let var = |name: &str| Var::from_tensor(&fill::image(name, &[5, 7])).unwrap();
     let (images, texts) = (var("images"), var("texts"));
     let scale = Var::from_tensor(&Tensor::new(1.3f32, &Device::Cpu).unwrap()).unwrap();
-    let loss = contrastive_loss(&images, &texts, &scale).unwrap();
+    let loss = nn::recording(|| contrastive_loss(&images, &texts, &scale)).unwrap();
     assert!(worst(&loss, &expected("loss")) < OUTPUT);
-    let gradients = loss.backward().unwrap();
+    let gradients = nn::backward(&loss).unwrap();
     for (name, var) in [("images", &images), ("texts", &texts), ("scale", &scale)] {
         let error = worst(gradients.get(var).unwrap(), &expected(name));
         assert!(error < OUTPUT, "{name}: {error:.1e}");
@@ -86,14 +86,14 @@ fn a_whole_clip_and_the_gradient_of_every_parameter_are_those_of_open_clip() {
         [47, 20, 9, 1, 2, 48, 0, 0, 0, 0, 0, 0],
         [47, 48, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     ];
-    let images = clip.image_vectors(&fill::image("input", &[4, 3, 64, 96]), &Pass::eval()).unwrap();
-    let texts = clip.text_vectors(&Tensor::new(&ids, &Device::Cpu).unwrap()).unwrap();
+    let images = nn::recording(|| clip.image_vectors(&fill::image("input", &[4, 3, 64, 96]), &Pass::eval())).unwrap();
+    let texts = nn::recording(|| clip.text_vectors(&Tensor::new(&ids, &Device::Cpu).unwrap())).unwrap();
     let loss = contrastive_loss(&images, &texts, clip.logit_scale()).unwrap();
     for (name, found) in [("images", &images), ("texts", &texts), ("loss", &loss)] {
         let error = worst(found, &expected(name));
         assert!(error < OUTPUT, "{name}: {error:.1e}");
     }
-    let gradients = loss.backward().unwrap();
+    let gradients = nn::backward(&loss).unwrap();
     let names: Vec<String> = file.shapes().into_keys().filter_map(|n| n.strip_prefix("whole/grad/").map(String::from)).collect();
     assert!(names.iter().map(String::as_str).eq(store.weights().map(|(name, _)| name)), "the names of open_clip");
     let expected = |name: &str| expected(&format!("grad/{name}")).to_vec1::<f32>().unwrap();

@@ -15,7 +15,7 @@ use datum::models::mask2former::{
     Criterion, CriterionConfig, HeadConfig, Mask2Former, Mask2FormerConfig, Mask2FormerHead, Prediction, Target, TextClasses,
     assign, is_decayed, semantic_scores,
 };
-use datum::nn::{Builder, ParamStore, Pass, deformable_attention, sample_masks, sample_points};
+use datum::nn::{self, Builder, ParamStore, Pass, deformable_attention, sample_masks, sample_points};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -62,8 +62,8 @@ fn deformable_arguments() -> (Vec<Tensor>, Vec<f32>) {
 fn deformable_gradients() -> Vec<(&'static str, Tensor)> {
     let (arguments, references) = deformable_arguments();
     let vars: Vec<Var> = arguments.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
-    let out = deformable_attention(&vars[0], &vars[1], &vars[2], &LEVELS, &references).unwrap();
-    let gradients = (&out * fill::image("up", out.dims())).unwrap().sum_all().unwrap().backward().unwrap();
+    let out = nn::recording(|| deformable_attention(&vars[0], &vars[1], &vars[2], &LEVELS, &references)).unwrap();
+    let gradients = nn::backward(&(&out * fill::image("up", out.dims())).unwrap().sum_all().unwrap()).unwrap();
     let of = |i: usize| gradients.get(&vars[i]).unwrap().clone();
     vec![("out", out.detach()), ("value", of(0)), ("offsets", of(1)), ("weights", of(2))]
 }
@@ -119,11 +119,11 @@ fn deformable_attention_refuses_arguments_that_do_not_fit() {
 fn sampled_points_have_true_gradients_and_share_points() {
     let maps = Var::from_tensor(&fill::image("maps", &[3, 5, 7])).unwrap();
     let shared: Vec<f32> = (0..40).map(|i| 1.2 * fill::uniform("points", i) as f32 - 0.1).collect();
-    let together = sample_points(&maps, shared.clone(), 20).unwrap();
+    let together = nn::recording(|| sample_points(&maps, shared.clone(), 20)).unwrap();
     let apart = sample_points(&maps, shared.repeat(3), 20).unwrap();
     assert_eq!(values(&together), values(&apart));
     let up = fill::image("up", &[3, 20]);
-    let gradients = (&together * &up).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradients = nn::backward(&(&together * &up).unwrap().sum_all().unwrap()).unwrap();
     // A linear map: its gradient times any direction is its value in that direction.
     let direction = fill::image("direction", &[3, 5, 7]);
     let along: f32 = values(&(gradients.get(&maps).unwrap() * &direction).unwrap()).iter().sum();
@@ -173,7 +173,7 @@ fn check_head(text: bool) {
     let (file, case) = (golden(), if text { "text" } else { "linear" });
     let (head, store) = small_head(text);
     let classes = text_classes();
-    let predictions = head.forward(&small_features(2), text.then_some(&classes)).unwrap();
+    let predictions = nn::recording(|| head.forward(&small_features(2), text.then_some(&classes))).unwrap();
     assert_eq!(predictions.len(), 5);
     let expected = |name: &str| -> Vec<f32> { get(&file, &format!("{case}/{name}")).to_vec1().unwrap() };
     let mut total = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -187,7 +187,7 @@ fn check_head(text: bool) {
             total = (total + product).unwrap();
         }
     }
-    let gradients = total.backward().unwrap();
+    let gradients = nn::backward(&total).unwrap();
     let names: Vec<String> = store.weights().map(|(name, _)| name.to_string()).collect();
     let whole = names.iter().map(|name| f64::from(expected(&format!("grad/{name}"))[0]).powi(2)).sum::<f64>().sqrt();
     let mut worst_gradient = 0f64;
@@ -252,7 +252,7 @@ fn losses_and_their_gradients_are_the_published_ones() {
         calls += 1;
         (0..count).map(|i| fill::uniform(&name, i) as f32).collect()
     };
-    let losses = Criterion::new(config).unwrap().losses(&predictions, &targets, &mut draw).unwrap();
+    let losses = nn::recording(|| Criterion::new(config).unwrap().losses(&predictions, &targets, &mut draw)).unwrap();
     assert_eq!(calls, 50);
     let expected = |name: &str| -> Vec<f32> { get(&file, &format!("criterion/{name}")).to_vec1().unwrap() };
     let named = losses.named();
@@ -266,7 +266,7 @@ fn losses_and_their_gradients_are_the_published_ones() {
     }
     let total = losses.total().unwrap();
     assert!((total.to_scalar::<f32>().unwrap() / expected("total")[0] - 1.0).abs() < 1e-5);
-    let gradients = total.backward().unwrap();
+    let gradients = nn::backward(&total).unwrap();
     let mut worst_gradient = 0f64;
     for (i, (logits, masks)) in leaves.iter().enumerate() {
         for (name, var) in [(format!("pred_logits{i}"), logits), (format!("pred_masks{i}"), masks)] {
@@ -470,13 +470,13 @@ fn the_gradient_reaches_every_weight_that_is_trained() {
         let (model, store) = tiny(frozen);
         // Initial weights that are zero on purpose would hide the path behind them.
         fill::fill_store(&store, "");
-        let features = model.features(&images, &Pass::eval()).unwrap();
+        let features = nn::recording(|| model.features(&images, &Pass::eval())).unwrap();
         assert_eq!(features.iter().any(Tensor::track_op), !frozen);
-        let predictions = model.head(&features, None).unwrap();
+        let predictions = nn::recording(|| model.head(&features, None)).unwrap();
         let mut rng = Rng::stream(1, "points", &[]);
         let mut draw = |count: usize| (0..count).map(|_| rng.uniform()).collect();
-        let losses = criterion.losses(&predictions, &[target.clone(), target.clone()], &mut draw).unwrap();
-        let gradients = losses.total().unwrap().backward().unwrap();
+        let losses = nn::recording(|| criterion.losses(&predictions, &[target.clone(), target.clone()], &mut draw)).unwrap();
+        let gradients = nn::backward(&losses.total().unwrap()).unwrap();
         for (name, weight) in store.weights() {
             let size = gradients.get(weight).map(|g| values(g).into_iter().fold(0f32, |most, x| most.max(x.abs())));
             match size {

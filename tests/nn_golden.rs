@@ -46,9 +46,9 @@ fn check_with(golden: &Values, name: &str, op: impl Fn(Arguments) -> Tensor, com
     let arguments: Vec<Var> =
         (0..).map_while(|i| golden.get(&format!("{name}.in{i}"))).map(|t| Var::from_tensor(t).unwrap()).collect();
     assert!(!arguments.is_empty(), "no case {name}");
-    let out = op(&arguments);
+    let out = nn::recording(|| op(&arguments));
     compare(&format!("{name}.out"), &out, &golden[&format!("{name}.out")]);
-    let gradients = (out * &golden[&format!("{name}.up")]).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradients = nn::backward(&(out * &golden[&format!("{name}.up")]).unwrap().sum_all().unwrap()).unwrap();
     for (i, argument) in arguments.iter().enumerate() {
         let gradient = gradients.get(argument).unwrap_or_else(|| panic!("{name}: argument {i} has no gradient"));
         compare(&format!("{name}.d{i}"), gradient, &golden[&format!("{name}.d{i}")]);
@@ -126,9 +126,9 @@ fn affine(arguments: Arguments) -> (nn::Builder, nn::ParamStore) {
 fn check_layer(golden: &Values, name: &str, tolerance: f32, forward: impl Fn(&nn::Builder, &Tensor) -> Tensor) {
     let arguments: Vec<Var> = (0..3).map(|i| Var::from_tensor(&golden[&format!("{name}.in{i}")]).unwrap()).collect();
     let (builder, store) = affine(&arguments);
-    let out = forward(&builder, &arguments[0]);
+    let out = nn::recording(|| forward(&builder, &arguments[0]));
     assert_close(&format!("{name}.out"), &out, &golden[&format!("{name}.out")], tolerance);
-    let gradients = (out * &golden[&format!("{name}.up")]).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradients = nn::backward(&(out * &golden[&format!("{name}.up")]).unwrap().sum_all().unwrap()).unwrap();
     let vars = [&arguments[0], store.get("weight").unwrap(), store.get("bias").unwrap()];
     for (i, var) in vars.into_iter().enumerate() {
         let reference = &golden[&format!("{name}.d{i}")];
@@ -163,10 +163,10 @@ fn batch_norm() {
             set("running_mean", &golden["norm.batch.mean"]);
             set("running_var", &golden["norm.batch.var"]);
         }
-        let out = layer.forward(&arguments[0], &pass).unwrap();
+        let out = nn::recording(|| layer.forward(&arguments[0], &pass)).unwrap();
         // The mean is 100 times the spread.
         assert_close(&format!("{name}.out"), &out, &golden[&format!("{name}.out")], 2e-5);
-        let gradients = (out * &golden[&format!("{name}.up")]).unwrap().sum_all().unwrap().backward().unwrap();
+        let gradients = nn::backward(&(out * &golden[&format!("{name}.up")]).unwrap().sum_all().unwrap()).unwrap();
         for (i, var) in [&arguments[0], store.get("weight").unwrap(), store.get("bias").unwrap()].into_iter().enumerate() {
             assert_close(&format!("{name}.d{i}"), gradients.get(var).unwrap(), &golden[&format!("{name}.d{i}")], 2e-5);
         }

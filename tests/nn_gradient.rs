@@ -34,8 +34,8 @@ impl Case {
     fn run(&self) -> Vec<Tensor> {
         let vars: Vec<Var> = self.arguments().iter().map(|t| Var::from_tensor(t).unwrap()).collect();
         let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-        let out = (self.op)(&tensors).unwrap();
-        let gradients = (&out * self.weights(&out)).unwrap().sum_all().unwrap().backward().unwrap();
+        let out = nn::recording(|| (self.op)(&tensors)).unwrap();
+        let gradients = nn::backward(&(&out * self.weights(&out)).unwrap().sum_all().unwrap()).unwrap();
         let of = |var: &Var| gradients.get(var).unwrap_or_else(|| panic!("{}: no gradient", self.name)).clone();
         std::iter::once(out.detach()).chain(vars.iter().map(of)).collect()
     }
@@ -218,8 +218,8 @@ fn frozen_arguments_get_no_gradient() {
                 .zip(&arguments)
                 .map(|(var, frozen)| var.as_ref().map_or_else(|| frozen.clone(), |var| var.as_tensor().clone()))
                 .collect();
-            let out = (case.op)(&tensors).unwrap();
-            let gradients = (&out * case.weights(&out)).unwrap().sum_all().unwrap().backward().unwrap();
+            let out = nn::recording(|| (case.op)(&tensors)).unwrap();
+            let gradients = nn::backward(&(&out * case.weights(&out)).unwrap().sum_all().unwrap()).unwrap();
             for (i, tensor) in tensors.iter().enumerate() {
                 match gradients.get(tensor) {
                     Some(gradient) => {
@@ -260,8 +260,8 @@ fn batch_norm_and_activation_in_one_are_the_two_in_turn() {
                 store.get("weight").unwrap().set(&(draw(&[3]) * 4.0).unwrap()).unwrap();
                 store.get("bias").unwrap().set(&draw(&[3])).unwrap();
                 let (xs, weights) = (Var::from_tensor(&draw(&[2, 3, 61, 47])).unwrap(), draw(&[2, 3, 61, 47]));
-                let out = op(&layer, &xs, &pass).unwrap();
-                let gradients = (&out * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+                let out = nn::recording(|| op(&layer, &xs, &pass)).unwrap();
+                let gradients = nn::backward(&(&out * &weights).unwrap().sum_all().unwrap()).unwrap();
                 let vars = [&xs, store.get("weight").unwrap(), store.get("bias").unwrap()];
                 let found = vars.map(|var| values(gradients.get(var).unwrap()));
                 (values(&out), found)
@@ -298,7 +298,7 @@ fn wide_heads_equal_the_plain_formula() {
     };
     let (q, k, v, weights) = (draw("q"), draw("k"), draw("v"), draw("weights"));
     let run = |out: Tensor| {
-        let gradients = (&out * weights.as_detached_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+        let gradients = nn::backward(&(&out * weights.as_detached_tensor()).unwrap().sum_all().unwrap()).unwrap();
         let mut all = vec![out];
         all.extend([&q, &k, &v].map(|var| gradients.get(var).unwrap().clone()));
         all
@@ -323,7 +323,7 @@ fn convolutions_of_large_weights_equal_their_items() {
     // Two images share 2 · 16 Mi weights' worth of partial gradients, more than is kept apart.
     let (xs, weight) = (draw("xs", &[2, 1024, 3, 3]), draw("w", &[1024, 1024, 3, 3]));
     let gradient = |xs: &Tensor| {
-        let store = nn::conv2d(xs, &weight, None, spec).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let store = nn::backward(&nn::conv2d(xs, &weight, None, spec).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
         store.get(&weight).unwrap().clone()
     };
     let both = gradient(&xs);

@@ -15,7 +15,7 @@ use datum::base::Result;
 use datum::io::weights::{SafetensorsFile, TensorSource};
 use datum::models::stable_diffusion::config::{PerLevel, TextActivation};
 use datum::models::stable_diffusion::{TextConfig, TextEncoder, UNet, UNetConfig, Vae, VaeConfig};
-use datum::nn::{Builder, ParamStore, Recompute};
+use datum::nn::{self, Builder, ParamStore, Recompute};
 use fill::image;
 use std::collections::BTreeMap;
 use summary::{error, summary};
@@ -71,9 +71,9 @@ fn timesteps(values: &[f32]) -> Tensor {
 fn check_unet(case: &str, config: &UNetConfig, latents: &[usize], context: &[usize], steps: &[f32]) {
     let (unet, store) = sd::filled_unet(config);
     let (latents, context) = (input("lat", latents, 0.5), input("ctx", context, 1.0));
-    let out = unet.forward(&latents, &timesteps(steps), &context).unwrap();
+    let out = nn::recording(|| unet.forward(&latents, &timesteps(steps), &context)).unwrap();
     assert_close(case, "output", &out, OUTPUT);
-    let gradients = weighted("loss", &out).backward().unwrap();
+    let gradients = nn::backward(&weighted("loss", &out)).unwrap();
     assert_close(case, "latents", gradients.get(&latents).unwrap(), GRADIENT);
     assert_close(case, "context", gradients.get(&context).unwrap(), GRADIENT);
     assert_gradients(case, &store, &gradients);
@@ -115,11 +115,11 @@ fn recomputed_activations_give_the_same_result_and_gradients() {
     let steps = timesteps(&[500.0, 7.0]);
     let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let out = unet.forward(&latents, &steps, &context).unwrap();
-    let plain = weighted("loss", &out).backward().unwrap();
+    let plain = nn::backward(&weighted("loss", &out)).unwrap();
     let recompute = Recompute::new(store.weights().map(|(_, var)| var));
     // Twice: nothing of the first pass may be left in the second.
     for _ in 0..2 {
-        let again = unet.forward_recomputed(&latents, &steps, &context, &recompute).unwrap();
+        let again = nn::recording(|| unet.forward_recomputed(&latents, &steps, &context, &recompute)).unwrap();
         assert_eq!(values(&again), values(&out), "the result has the same bits");
         let gradients = recompute.backward(&weighted("loss", &again)).unwrap();
         for (name, var) in store.weights().chain([("latents", &latents), ("context", &context)]) {
@@ -135,16 +135,16 @@ fn recomputed_activations_give_the_same_result_and_gradients() {
 fn autoencoder() {
     let (vae, store) = sd::filled_vae();
     let (images, latents) = (input("img", &[2, 3, 16, 24], 0.5), input("lat", &[2, 4, 6, 5], 1.0));
-    let moments = vae.encode(&images).unwrap();
+    let moments = nn::recording(|| vae.encode(&images)).unwrap();
     let sample = moments.sample(&image("noise", &[2, 4, 8, 12])).unwrap();
-    let decoded = vae.decode(&latents).unwrap();
+    let decoded = nn::recording(|| vae.decode(&latents)).unwrap();
     let results = [("mean", &moments.mean), ("logvar", &moments.logvar), ("sample", &sample), ("decoded", &decoded)];
     let mut loss = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
     for (name, result) in results {
         assert_close("vae", name, result, OUTPUT);
         loss = (loss + weighted(name, result)).unwrap();
     }
-    let gradients = loss.backward().unwrap();
+    let gradients = nn::backward(&loss).unwrap();
     assert_close("vae", "images", gradients.get(&images).unwrap(), GRADIENT);
     assert_close("vae", "latents", gradients.get(&latents).unwrap(), GRADIENT);
     assert_gradients("vae", &store, &gradients);
@@ -157,9 +157,9 @@ fn text_encoder_with_both_activations() {
     let ids = Tensor::new(vec![first, second], &Device::Cpu).unwrap();
     for (case, activation) in [("text_quick_gelu", TextActivation::QuickGelu), ("text_gelu", TextActivation::Gelu)] {
         let (encoder, store) = sd::filled_text(activation);
-        let out = encoder.forward(&ids).unwrap();
+        let out = nn::recording(|| encoder.forward(&ids)).unwrap();
         assert_close(case, "output", &out, OUTPUT);
-        assert_gradients(case, &store, &weighted("loss", &out).backward().unwrap());
+        assert_gradients(case, &store, &nn::backward(&weighted("loss", &out)).unwrap());
     }
 }
 

@@ -7,7 +7,7 @@ mod fill;
 use candle_core::{Device, Tensor};
 use datum::io::weights::{SafetensorsFile, TensorSource};
 use datum::models::segmenter::{EncoderDecoder, Normalization, Segmenter, SegmenterConfig};
-use datum::nn::{Builder, ParamStore, Pass, cross_entropy, resize_bilinear};
+use datum::nn::{self, Builder, ParamStore, Pass, cross_entropy, resize_bilinear};
 use std::collections::BTreeMap;
 
 /// Relative tolerance of outputs and loss: f32 through a whole network.
@@ -93,7 +93,7 @@ fn check(case: &'static str, encoder: &str, decoder: &str, width: usize, shape: 
 
     shift(&store);
     // Batch statistics, but neither dropout nor stochastic depth: those draw other numbers than PyTorch.
-    let logits = model.forward(&images, &Pass::statistics_only()).unwrap();
+    let logits = nn::recording(|| model.forward(&images, &Pass::statistics_only())).unwrap();
     golden.compare("train", "logits", &logits, OUTPUT, 0.0);
     let [batch, _, height, width] = shape;
     let labels = fill::labels("labels", &[batch, height, width], 19);
@@ -103,7 +103,7 @@ fn check(case: &'static str, encoder: &str, decoder: &str, width: usize, shape: 
 
     let names = golden.names("grad");
     let total = names.iter().map(|name| golden.get(&format!("grad/{name}"))[0].powi(2)).sum::<f64>().sqrt();
-    let gradients = loss.backward().unwrap();
+    let gradients = nn::backward(&loss).unwrap();
     let mut worst = 0f64;
     for name in &names {
         let gradient = gradients.get(store.get(name).unwrap()).unwrap_or_else(|| panic!("no gradient for {name}"));

@@ -8,7 +8,7 @@ use datum::base::{Result, Rng};
 use datum::io::weights::mmseg::{Network, network};
 use datum::io::weights::{SafetensorsFile, save};
 use datum::models::segmenter::{EncoderDecoder, Level, Segmenter, SegmenterConfig};
-use datum::nn::{Builder, ParamStore, Pass};
+use datum::nn::{self, Builder, ParamStore, Pass};
 use std::collections::BTreeMap;
 
 fn config(encoder: &str, decoder: &str) -> SegmenterConfig {
@@ -113,8 +113,8 @@ fn the_gradient_reaches_every_weight() {
     for config in small_models() {
         let (model, store) = build(&config);
         fill::fill_store(&store, "");
-        let logits = model.forward(&fill::image("input", &[2, 3, 64, 64]), &Pass::eval()).unwrap();
-        let gradients = logits.sqr().unwrap().mean_all().unwrap().backward().unwrap();
+        let logits = nn::recording(|| model.forward(&fill::image("input", &[2, 3, 64, 64]), &Pass::eval())).unwrap();
+        let gradients = nn::backward(&logits.sqr().unwrap().mean_all().unwrap()).unwrap();
         for (name, weight) in store.weights() {
             let unused = config.decoder == "segformer" && name.starts_with("decode_head.conv_seg.");
             let largest = gradients.get(weight).map(|g| values(g).into_iter().fold(0f32, |most, x| most.max(x.abs())));
