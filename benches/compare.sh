@@ -43,7 +43,7 @@ for line in open(sys.argv[1]):
 sides = [side for side in ("ours", "torch", "compile") if any(side in row for row in times.values())]
 memory = any(len(found["ours"][0]) == 3 for found in times.values() if "ours" in found)
 titles = [f"{side}: forward / both, ms" for side in sides] + [f"ratio to {side}: forward, both" for side in sides[1:]]
-titles += [f"{side}: MiB" for side in sides] * memory
+titles += [f"{side}: MiB" for side in sides if memory]
 print("| " + " | ".join(["row", *titles]) + " |\n" + "|---" * (len(titles) + 1) + "|")
 show = lambda form, value: "–" if value != value else f"{value:{form}}"
 for name, found in times.items():
@@ -51,6 +51,6 @@ for name, found in times.items():
     of = lambda side, index: middle[side][index] if side in middle else float("nan")
     cells = [f"{show('.2f', of(side, 0))} / {show('.2f', of(side, 1))}" for side in sides]
     cells += [", ".join(show(".2f", of("ours", i) / of(side, i)) for i in (0, 1)) for side in sides[1:]]
-    cells += [show(".0f", of(side, 2)) for side in sides] * memory
+    cells += [show(".0f", of(side, 2)) for side in sides if memory]
     print("| " + " | ".join([name, *cells]) + " |")
 PYTHON

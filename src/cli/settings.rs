@@ -25,6 +25,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("clouds-demo", include_str!("../../recipes/clouds-demo.toml")),
     ("clouds-demo-fast", include_str!("../../recipes/clouds-demo-fast.toml")),
     ("clouds-nano-clip", include_str!("../../recipes/clouds-nano-clip.toml")),
+    ("clouds-nano-clip-2", include_str!("../../recipes/clouds-nano-clip-2.toml")),
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano-things", include_str!("../../recipes/nano-things.toml")),

@@ -1,11 +1,16 @@
 //! Sums, joins and scales of tensors, whose gradients cost no more than themselves.
 
 use super::{cpu, graph};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+
+/// Whether these are for operations of ours: others are left to the engine.
+fn is_ours(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
+}
 
 /// `a + b`, of the same shape.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if !a.device().is_cpu() || cpu::is_narrow(a) || cpu::is_narrow(b) || a.shape() != b.shape() {
+    if !is_ours(&[a, b]) || a.shape() != b.shape() {
         return a + b;
     }
     graph::apply2(&a.contiguous()?, &b.contiguous()?, Sum)
@@ -34,7 +39,7 @@ impl CustomOp2 for Sum {
 
 /// `a` and `b` one behind the other along axis 1: of (B, C, …) and (B, D, …) makes (B, C + D, …).
 pub fn join_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if !a.device().is_cpu() || cpu::is_narrow(a) || cpu::is_narrow(b) {
+    if !is_ours(&[a, b]) {
         return Tensor::cat(&[a, b], 1);
     }
     if a.rank() < 2 || a.rank() != b.rank() || a.dims()[0] != b.dims()[0] || a.dims()[2..] != b.dims()[2..] {
@@ -75,7 +80,7 @@ impl CustomOp2 for JoinChannels {
 /// # Shapes
 /// `xs` (…, C), `scale` (C) → as `xs`
 pub fn scale_channels(xs: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    if !xs.device().is_cpu() || cpu::is_narrow(xs) {
+    if !is_ours(&[xs]) {
         return xs.broadcast_mul(&scale.to_dtype(xs.dtype())?);
     }
     if scale.dims() != &xs.dims()[xs.rank().saturating_sub(1)..] {
@@ -121,8 +126,12 @@ impl CustomOp2 for ScaleChannels {
     }
 }
 
-/// Each of `factors.len()` equal parts of `xs`, in their order in memory, times its factor. The factors are constants.
-pub(super) fn scale_parts(xs: &Tensor, factors: Vec<f32>) -> Result<Tensor> {
+/// As many equal parts of `xs`, in the order of memory, as there are factors, each times its own. Factors are constants; their `shape` is one
+/// that broadcasts to that of `xs`.
+pub(super) fn scale_parts(xs: &Tensor, factors: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    if !is_ours(&[xs]) {
+        return xs.broadcast_mul(&Tensor::from_vec(factors, shape, xs.device())?.to_dtype(xs.dtype())?);
+    }
     graph::apply1(&xs.contiguous()?, ScaleParts(factors))
 }
 
@@ -161,7 +170,7 @@ mod tests {
     use super::*;
     use crate::base::Rng;
     use crate::nn::{Pass, backward_from, recording};
-    use candle_core::{DType, Device, Var};
+    use candle_core::{Device, Var};
 
     fn draw(shape: &[usize], name: &str) -> Var {
         Var::from_tensor(&Rng::stream(1, name, &[]).normal_tensor(shape, &Device::Cpu).unwrap()).unwrap()
@@ -215,7 +224,7 @@ mod tests {
             let factors: Vec<f32> = (0..shape[0] * shape[1]).map(|i| i as f32 * 0.5).collect();
             let mask = Tensor::from_vec(factors.clone(), (shape[0], shape[1], 1, 1), &Device::Cpu).unwrap();
             let xs = draw(&shape, "xs").as_detached_tensor();
-            let (found, expected) = (scale_parts(&xs, factors).unwrap(), xs.broadcast_mul(&mask).unwrap());
+            let (found, expected) = (scale_parts(&xs, factors, mask.dims()).unwrap(), xs.broadcast_mul(&mask).unwrap());
             assert_eq!((found - expected).unwrap().abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
         }
         let xs = draw(&[4, 6, 2, 2], "xs");

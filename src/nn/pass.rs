@@ -1,7 +1,6 @@
 //! How a forward pass behaves: which random layers are on, and where batch norm takes its statistics from.
 
 use super::combine::scale_parts;
-use super::cpu;
 use crate::base::Rng;
 use crate::base::group::Share;
 use candle_core::{Result, Tensor};
@@ -79,9 +78,6 @@ impl Pass {
         let width = mask_shape[1..].iter().product();
         let draw = || if draws.uniform() < keep { 1.0 / keep } else { 0.0 };
         let mask: Vec<f32> = self.share.group().own_rows(mask_shape[0], width, draw);
-        if xs.device().is_cpu() && !cpu::is_narrow(xs) {
-            return scale_parts(xs, mask);
-        }
-        xs.broadcast_mul(&Tensor::from_vec(mask, mask_shape, xs.device())?.to_dtype(xs.dtype())?)
+        scale_parts(xs, mask, mask_shape)
     }
 }
