@@ -203,7 +203,7 @@ mod tests {
         for shape in [&[3, 5, 7, 11][..], &[2, 1, 1, 1], &[1, 3, 90, 100]] {
             let (a, b) = (draw(shape, "a"), draw(shape, "b"));
             same(&[a.clone(), b.clone()], |x| add(&x[0], &x[1]), |x| &x[0] + &x[1]);
-            same(&[a.clone()], |x| add(&x[0], &x[0]), |x| &x[0] + &x[0]);
+            same(std::slice::from_ref(&a), |x| add(&x[0], &x[0]), |x| &x[0] + &x[0]);
             let mut wider = shape.to_vec();
             wider[1] += 2;
             let wider = draw(&wider, "wider");
