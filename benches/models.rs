@@ -157,7 +157,7 @@ impl Bench {
         self.row("SD 1.5 text encoder", |b| TextEncoder::new(&text, b), |text, _| text.forward(&ids), Trains::All(&loss))?;
 
         let images = normal(&[1, 3, 768, 768])?;
-        let clip = ClipConfig::named("convnext_large_d_320")?;
+        let clip = ClipConfig::named("convnext-large-d-320")?;
         let last = |maps: Vec<Tensor>| maps.into_iter().next_back().ok_or_else(|| candle_core::Error::Msg("no map".into()));
         let build = |builder: &Builder| clip.visual.build(builder);
         self.row("CLIP ConvNeXt-L, 768x768", build, |tower, pass| last(tower.features(&images, pass)?), Trains::Nothing)?;
