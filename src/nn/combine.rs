@@ -80,7 +80,7 @@ impl CustomOp2 for JoinChannels {
 /// # Shapes
 /// `xs` (…, C), `scale` (C) → as `xs`
 pub fn scale_channels(xs: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    if !is_ours(&[xs]) {
+    if !is_ours(&[xs, scale]) {
         return xs.broadcast_mul(&scale.to_dtype(xs.dtype())?);
     }
     if scale.dims() != &xs.dims()[xs.rank().saturating_sub(1)..] {

@@ -146,6 +146,32 @@ fn handle(device: &Device) -> Result<Var> {
     Ok(handle)
 }
 
+/// The operation of a node on its arguments, by the method for a kind of storage.
+macro_rules! forward {
+    ($node:expr, $kind:ident, $method:ident) => {{
+        let arguments = $node.arguments();
+        let held: Vec<_> = arguments.iter().map(Tensor::storage_and_layout).collect();
+        let of = |i: usize| match &*held[i].0 {
+            Storage::$kind(storage) => Ok((storage, held[i].1)),
+            _ => bail!("{}: arguments on the GPU and on the processor", $node.name()),
+        };
+        match &$node.operation {
+            Operation::One(op) => {
+                let a = of(0)?;
+                op.$method(a.0, a.1)
+            }
+            Operation::Two(op) => {
+                let (a, b) = (of(0)?, of(1)?);
+                op.$method(a.0, a.1, b.0, b.1)
+            }
+            Operation::Three(op) => {
+                let (a, b, c) = (of(0)?, of(1)?, of(2)?);
+                op.$method(a.0, a.1, b.0, b.1, c.0, c.1)
+            }
+        }
+    }};
+}
+
 /// What the engine sees of a result: an operation on a number that means nothing; the arguments are hidden.
 struct Recorded(Arc<Node>);
 
@@ -155,50 +181,12 @@ impl CustomOp1 for Recorded {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let arguments = self.0.arguments();
-        let held: Vec<_> = arguments.iter().map(Tensor::storage_and_layout).collect();
-        let of = |i: usize| match &*held[i].0 {
-            Storage::Cpu(storage) => Ok((storage, held[i].1)),
-            _ => bail!("{}: arguments on the GPU and on the processor", self.name()),
-        };
-        match &self.0.operation {
-            Operation::One(op) => {
-                let a = of(0)?;
-                op.cpu_fwd(a.0, a.1)
-            }
-            Operation::Two(op) => {
-                let (a, b) = (of(0)?, of(1)?);
-                op.cpu_fwd(a.0, a.1, b.0, b.1)
-            }
-            Operation::Three(op) => {
-                let (a, b, c) = (of(0)?, of(1)?, of(2)?);
-                op.cpu_fwd(a.0, a.1, b.0, b.1, c.0, c.1)
-            }
-        }
+        forward!(self.0, Cpu, cpu_fwd)
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, _: &candle_core::CudaStorage, _: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
-        let arguments = self.0.arguments();
-        let held: Vec<_> = arguments.iter().map(Tensor::storage_and_layout).collect();
-        let of = |i: usize| match &*held[i].0 {
-            Storage::Cuda(storage) => Ok((storage, held[i].1)),
-            _ => bail!("{}: arguments on the GPU and on the processor", self.name()),
-        };
-        match &self.0.operation {
-            Operation::One(op) => {
-                let a = of(0)?;
-                op.cuda_fwd(a.0, a.1)
-            }
-            Operation::Two(op) => {
-                let (a, b) = (of(0)?, of(1)?);
-                op.cuda_fwd(a.0, a.1, b.0, b.1)
-            }
-            Operation::Three(op) => {
-                let (a, b, c) = (of(0)?, of(1)?, of(2)?);
-                op.cuda_fwd(a.0, a.1, b.0, b.1, c.0, c.1)
-            }
-        }
+        forward!(self.0, Cuda, cuda_fwd)
     }
 
     fn bwd(&self, _: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
