@@ -4,6 +4,7 @@ use super::cpu::{self, CHUNK, vectorised};
 use super::graph;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// A function of one value and its derivative.
 trait Activation: Send + Sync + 'static {
@@ -30,21 +31,26 @@ fn map<A: Activation>(xs: &Tensor) -> Result<Tensor> {
 }
 
 vectorised! {
-    fn values_of[A: Activation](xs: &[f32], out: &mut [f32], _activation: PhantomData<A>) {
+    /// As many values as `out` has.
+    fn values_of[A: Activation](xs: &[f32], out: &mut [MaybeUninit<f32>], _activation: PhantomData<A>) {
+        let xs = &xs[..out.len()];
         for (out, x) in out.iter_mut().zip(xs) {
-            *out = A::value(*x);
+            out.write(A::value(*x));
         }
     }
 }
 
 vectorised! {
-    fn slopes_times[A: Activation](xs: &[f32], gradient: &[f32], out: &mut [f32], _activation: PhantomData<A>) {
+    /// As many values as `out` has.
+    fn slopes_times[A: Activation](xs: &[f32], gradient: &[f32], out: &mut [MaybeUninit<f32>], _activation: PhantomData<A>) {
+        let (xs, gradient) = (&xs[..out.len()], &gradient[..out.len()]);
         for ((out, x), g) in out.iter_mut().zip(xs).zip(gradient) {
-            *out = g * A::slope(*x);
+            out.write(g * A::slope(*x));
         }
     }
 }
 
+#[allow(unsafe_code)]
 impl<A: Activation> CustomOp1 for Map<A> {
     fn name(&self) -> &'static str {
         A::NAME
@@ -52,7 +58,11 @@ impl<A: Activation> CustomOp1 for Map<A> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let xs = cpu::values(storage, layout)?;
-        let out = cpu::fill_chunks(xs.len(), CHUNK, |i, out| values_of(&xs[i * CHUNK..], out, self.0));
+        let out = cpu::write_chunks(xs.len(), CHUNK, |i, out| {
+            values_of(&xs[i * CHUNK..], out, self.0);
+            // SAFETY: all values were just written.
+            unsafe { out.assume_init_mut() }
+        });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -60,7 +70,11 @@ impl<A: Activation> CustomOp1 for Map<A> {
         let gradient = cpu::contiguous_gradient(gradient)?;
         let (xs, g) = (cpu::read(arg)?, cpu::read(&gradient)?);
         let (xs, g) = (&*xs, &*g);
-        let out = cpu::fill_chunks(xs.len(), CHUNK, |i, out| slopes_times(&xs[i * CHUNK..], &g[i * CHUNK..], out, self.0));
+        let out = cpu::write_chunks(xs.len(), CHUNK, |i, out| {
+            slopes_times(&xs[i * CHUNK..], &g[i * CHUNK..], out, self.0);
+            // SAFETY: all values were just written.
+            unsafe { out.assume_init_mut() }
+        });
         cpu::tensor(out, arg.shape()).map(Some)
     }
 }
@@ -77,12 +91,9 @@ pub fn sigmoid_of(x: f32) -> f32 {
 /// Abramowitz and Stegun 7.1.26.
 #[inline(always)]
 fn normal(x: f32) -> (f32, f32) {
-    let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
+    let t = 1.0 / x.abs().mul_add(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2, 1.0);
     let tail = cpu::exp(-0.5 * x * x);
-    let p = 1.061_405_4 * t - 1.453_152;
-    let p = p * t + 1.421_413_7;
-    let p = p * t - 0.284_496_74;
-    let p = p * t + 0.254_829_6;
+    let p = cpu::polynomial(t, [1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6]);
     let lower = 0.5 * p * t * tail;
     (if x < 0.0 { lower } else { 1.0 - lower }, 0.398_942_3 * tail)
 }

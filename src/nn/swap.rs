@@ -36,10 +36,11 @@ struct Swap {
 }
 
 /// The values of (outer, a, b, inner) in the order of (outer, b, a, inner).
+#[allow(unsafe_code)]
 pub fn swapped(xs: &[f32], [_, a, b, inner]: [usize; 4]) -> Vec<f32> {
     let (row, rows) = (a * inner, if inner < ROWS { ROWS } else { 1 });
-    cpu::fill_chunks(xs.len(), rows * row, |chunk, out| {
-        let mut rest = out;
+    cpu::write_chunks(xs.len(), rows * row, |chunk, out| {
+        let mut rest = &mut *out;
         let mut next = chunk * rows;
         while !rest.is_empty() {
             let (outer, j) = (next / b, next % b);
@@ -49,11 +50,16 @@ pub fn swapped(xs: &[f32], [_, a, b, inner]: [usize; 4]) -> Vec<f32> {
             for i in 0..a {
                 let line = &from[(i * b + j) * inner..][..count * inner];
                 for (k, values) in line.chunks_exact(inner).enumerate() {
-                    part[(k * a + i) * inner..][..inner].copy_from_slice(values);
+                    let place = &mut part[(k * a + i) * inner..][..inner];
+                    place.iter_mut().zip(values).for_each(|(out, x)| {
+                        out.write(*x);
+                    });
                 }
             }
             (rest, next) = (others, next + count);
         }
+        // SAFETY: (k, i) ran over all `count` rows of all a pieces of every part, which is all of the chunk.
+        unsafe { out.assume_init_mut() }
     })
 }
 

@@ -11,17 +11,18 @@ pub fn normal(purpose: &str, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.normal()).collect()
 }
 
-/// Calls `visit(output, input, weight)` with the positions of every product of a convolution without groups.
+/// Calls `visit(output, input, weight)` with the positions of every product of a convolution.
 fn for_each_product(sizes: &Sizes, mut visit: impl FnMut(usize, usize, usize)) {
     let (inputs, outputs) = (sizes.in_channels, sizes.out_channels);
+    let (own, per_group) = (inputs / sizes.spec.groups, outputs / sizes.spec.groups);
     let step = sizes.spec.stride;
     for (b, o, y, x) in positions(sizes.batch, outputs, sizes.out_height, sizes.out_width) {
-        for (c, ky, kx, _) in positions(inputs, sizes.kernel_height, sizes.kernel_width, 1) {
+        for (c, ky, kx, _) in positions(own, sizes.kernel_height, sizes.kernel_width, 1) {
             let column = (x * step + kx * sizes.spec.dilation).wrapping_sub(sizes.spec.padding);
             if let Some(row) = sizes.source_row(y, ky).filter(|_| column < sizes.width) {
                 let at = ((b * outputs + o) * sizes.out_height + y) * sizes.out_width + x;
-                let from = ((b * inputs + c) * sizes.height + row) * sizes.width + column;
-                visit(at, from, (o * inputs + c) * sizes.area() + ky * sizes.kernel_width + kx);
+                let from = ((b * inputs + o / per_group * own + c) * sizes.height + row) * sizes.width + column;
+                visit(at, from, (o * own + c) * sizes.area() + ky * sizes.kernel_width + kx);
             }
         }
     }
@@ -40,7 +41,7 @@ fn assert_close(what: &str, found: &[f32], exact: &[f64]) {
 
 /// Random arguments: inputs, weight, bias, gradient of the result.
 fn arguments(sizes: &Sizes) -> [Vec<f32>; 4] {
-    let weight = sizes.out_channels * sizes.in_channels * sizes.area();
+    let weight = sizes.out_channels * sizes.in_channels / sizes.spec.groups * sizes.area();
     let out = sizes.batch * sizes.out_channels * sizes.out_plane();
     let inputs = sizes.batch * sizes.in_channels * sizes.in_plane();
     [normal("xs", inputs), normal("weight", weight), normal("bias", sizes.out_channels), normal("gradient", out)]

@@ -93,19 +93,53 @@ pub fn fill_chunks(len: usize, chunk: usize, fill: impl Fn(usize, &mut [f32]) + 
 }
 
 /// Like [`fill_chunks`], and collects what `fill` returns, in the order of chunks. Chunks start as zeros.
-#[allow(unsafe_code)]
 pub fn fill_chunks_map<R: Send>(len: usize, chunk: usize, fill: impl Fn(usize, &mut [f32]) -> R + Sync) -> (Vec<f32>, Vec<R>) {
+    fill_chunks_with(len, chunk, || (), |(), index, part| fill(index, part))
+}
+
+/// Like [`fill_chunks_map`], with something a thread keeps from chunk to chunk.
+#[allow(unsafe_code)]
+pub fn fill_chunks_with<R: Send, S: Send>(
+    len: usize,
+    chunk: usize,
+    scratch: impl Fn() -> S + Sync + Send,
+    fill: impl Fn(&mut S, usize, &mut [f32]) -> R + Sync,
+) -> (Vec<f32>, Vec<R>) {
     let chunk = chunk.max(1);
     let mut buffer: Vec<f32> = Vec::with_capacity(len);
     let results = buffer.spare_capacity_mut()[..len]
         .par_chunks_mut(chunk)
         .with_min_len((CHUNK / chunk).max(1))
         .enumerate()
-        .map(|(index, part)| fill(index, zeroed(part)))
+        .map_init(scratch, |scratch, (index, part)| fill(scratch, index, zeroed(part)))
         .collect();
     // SAFETY: every chunk was initialised by `zeroed`.
     unsafe { buffer.set_len(len) };
     (buffer, results)
+}
+
+/// A new buffer of `len` values whose chunks of `chunk` values are written by `write(index, chunk)`, in parallel. For work that takes
+/// little more time than clearing would: `write` gets memory with nothing in it and returns it written.
+///
+/// # Panics
+/// When `write` returns anything else.
+#[allow(unsafe_code)]
+pub fn write_chunks(
+    len: usize,
+    chunk: usize,
+    write: impl for<'a> Fn(usize, &'a mut [MaybeUninit<f32>]) -> &'a mut [f32] + Sync,
+) -> Vec<f32> {
+    let chunk = chunk.max(1);
+    let mut buffer: Vec<f32> = Vec::with_capacity(len);
+    let parts = buffer.spare_capacity_mut()[..len].par_chunks_mut(chunk).with_min_len((CHUNK / chunk).max(1)).enumerate();
+    parts.for_each(|(index, part)| {
+        let (start, count) = (part.as_ptr().cast::<f32>(), part.len());
+        let written = write(index, part);
+        assert!(written.as_ptr() == start && written.len() == count, "a chunk was not written");
+    });
+    // SAFETY: every chunk came back as written.
+    unsafe { buffer.set_len(len) };
+    buffer
 }
 
 /// Clears a part just before it is filled, while it comes into the cache anyway: cheaper than clearing the whole buffer.

@@ -11,11 +11,14 @@ mod matmul;
 mod simd;
 mod sliding;
 
-pub use buffer::{column_sums, contiguous_gradient, fill_chunks, fill_chunks_map, read, sum_of_parts, tensor, values, zeros};
+pub use buffer::{
+    column_sums, contiguous_gradient, fill_chunks, fill_chunks_map, fill_chunks_with, read, sum_of_parts, tensor, values,
+    write_chunks, zeros,
+};
 pub use matmul::{Matrix, Threads, gemm};
 pub(crate) use simd::vectorised;
-pub use simd::{dot, exp, exp_shifted, max, sum, sum_pairs};
-pub use sliding::{CORRELATE, SLIDE_ROWS, correlate_rows, slide_rows};
+pub use simd::{dot, exp, exp_shifted, max, polynomial, sum, sum_both, sum_pairs};
+pub use sliding::{CORRELATE, SLIDE_PLANE, SLIDE_ROWS, correlate_rows, slide_plane, slide_rows};
 
 /// Values per chunk of elementwise work: small enough for the first-level cache, large enough to pay for scheduling.
 pub const CHUNK: usize = 8192;

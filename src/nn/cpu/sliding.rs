@@ -139,6 +139,61 @@ impl WithSimd for Correlate<'_> {
     }
 }
 
+/// Narrowest plane for [`slide_plane`]: the widest vectors.
+pub const SLIDE_PLANE: usize = 16;
+/// Vectors of sums that are computed at once.
+const SPANS: usize = 8;
+
+/// `out[y·width + x] = start + Σₖ weightₖ · source[offsetₖ + y·pitch + x]` over the taps (offset, weight), for all rows of `width` values;
+/// `width` is at least [`SLIDE_PLANE`].
+pub fn slide_plane(taps: &[(usize, f32)], source: &[f32], pitch: usize, start: f32, out: &mut [f32], width: usize) {
+    assert!(width >= SLIDE_PLANE && out.len().is_multiple_of(width) && !out.is_empty(), "sizes of a sliding plane");
+    let reach = (out.len() / width - 1) * pitch + width;
+    assert!(taps.iter().all(|(offset, _)| offset + reach <= source.len()), "a tap reaches beyond the plane");
+    Arch::new().dispatch(SlidePlane { taps, source, pitch, start, out, width });
+}
+
+struct SlidePlane<'a> {
+    taps: &'a [(usize, f32)],
+    source: &'a [f32],
+    pitch: usize,
+    start: f32,
+    out: &'a mut [f32],
+    width: usize,
+}
+
+impl WithSimd for SlidePlane<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { taps, source, pitch, start, out, width } = self;
+        let (lanes, columns) = (S::F32_LANES, width.div_ceil(S::F32_LANES));
+        let spans = out.len() / width * columns;
+        for first in (0..spans).step_by(SPANS) {
+            // The last vector of a row overlaps the one before, and the last span may be computed several times.
+            let place: [(usize, usize); SPANS] = array::from_fn(|i| {
+                let span = (first + i).min(spans - 1);
+                (span / columns, (span % columns * lanes).min(width - lanes))
+            });
+            let from = place.map(|(y, x)| y * pitch + x);
+            let mut sums = [simd.splat_f32s(start); SPANS];
+            for &(offset, weight) in taps {
+                let weight = simd.splat_f32s(weight);
+                for i in 0..SPANS {
+                    // SAFETY: `lanes` values from here on are in the slice, by the second assertion of `slide_plane`: x + lanes ≤ width.
+                    let x = unsafe { source.as_ptr().add(offset + from[i]).cast::<S::f32s>().read_unaligned() };
+                    sums[i] = simd.mul_add_e_f32s(weight, x, sums[i]);
+                }
+            }
+            for ((y, x), sum) in place.into_iter().zip(sums) {
+                S::as_mut_simd_f32s(&mut out[y * width + x..][..lanes]).0[0] = sum;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +214,15 @@ mod tests {
             for (r, j) in (0..8).flat_map(|r| (0..len).map(move |j| (r, j))) {
                 let sum: f32 = kernels.iter().zip(offsets).map(|(kernel, offset)| kernel[r] * source[offset + j]).sum();
                 assert_eq!(out[170 * r + j], sum, "row {r}, value {j} of {len}");
+            }
+            let taps: Vec<(usize, f32)> = offsets.into_iter().zip([1.0, -2.0, 3.0, 0.0, 5.0]).collect();
+            for width in [16, 21, 40] {
+                let mut out = vec![0.0; 3 * width];
+                slide_plane(&taps, &source, 45, 7.0, &mut out, width);
+                for (i, found) in out.iter().enumerate() {
+                    let sum: f32 = taps.iter().map(|(offset, weight)| weight * source[offset + i / width * 45 + i % width]).sum();
+                    assert_eq!(*found, 7.0 + sum, "value {i} of rows of {width}");
+                }
             }
             let windows = [0, 1, 33, 100, 5, 300];
             let mut sums = [[1.0; 6]; 4];

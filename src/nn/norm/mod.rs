@@ -43,7 +43,7 @@ pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) 
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| layer_norm(xs, weight, bias, eps));
     }
-    graph::apply3(&xs.contiguous()?, weight, bias, LayerNormOp { eps })
+    graph::apply3(&xs.contiguous()?, weight, bias, LayerNormOp::new(eps))
 }
 
 /// The operation of [`GroupNorm`]. # Shapes: `xs` (B, C, …), `weight` and `bias` (C)

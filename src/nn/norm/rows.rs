@@ -3,6 +3,7 @@
 use crate::nn::activation::{silu_slope, silu_value};
 use crate::nn::cpu::{self, CHUNK, Gradients3, vectorised};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::sync::OnceLock;
 
 /// Mean and 1/√(variance + eps) of a row, in two passes: the mean of squares minus the squared mean would cancel.
 #[inline(always)]
@@ -15,22 +16,34 @@ fn statistics(row: &[f32], eps: f64) -> (f32, f32) {
 
 /// Normalisation over the last dimension. Arguments: inputs (…, D), weight (D), bias (D).
 pub struct LayerNormOp {
-    pub eps: f64,
+    eps: f64,
+    /// Mean and scale of every row, from the forward pass: for short rows they are most of the work.
+    rows: OnceLock<Vec<(f32, f32)>>,
 }
 
 vectorised! {
-    fn normalise_row(row: &[f32], weight: &[f32], bias: &[f32], eps: f64, out: &mut [f32]) {
+    /// Returns mean and scale.
+    fn normalise_row(row: &[f32], weight: &[f32], bias: &[f32], eps: f64, out: &mut [f32]) -> (f32, f32) {
         let (mean, scale) = statistics(row, eps);
         for (((out, x), w), b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
             *out = (x - mean) * scale * w + b;
         }
+        (mean, scale)
     }
 }
 
 vectorised! {
-    /// Gradient of one row into `out`; adds to the gradients of weight and bias.
-    fn row_gradient(row: &[f32], weight: &[f32], g: &[f32], eps: f64, out: &mut [f32], for_weight: &mut [f32], for_bias: &mut [f32]) {
-        let (mean, scale) = statistics(row, eps);
+    /// Gradient of one row, of which mean and scale are known, into `out`; adds to the gradients of weight and bias.
+    fn row_gradient(
+        row: &[f32],
+        known: (f32, f32),
+        weight: &[f32],
+        g: &[f32],
+        out: &mut [f32],
+        for_weight: &mut [f32],
+        for_bias: &mut [f32],
+    ) {
+        let (mean, scale) = known;
         // Equal lengths, told once: with a check for each index the loop would not use vectors.
         let n = row.len();
         let (weight, g, out) = (&weight[..n], &g[..n], &mut out[..n]);
@@ -41,8 +54,8 @@ vectorised! {
             out[i] = g[i] * weight[i];
         }
         let count = row.len() as f64;
-        let shift = (cpu::sum(out, |x| x) / count) as f32;
-        let along = (cpu::sum_pairs(out, row, |g, x| g * ((x - mean) * scale)) / count) as f32;
+        let (shift, along) = cpu::sum_both(out, row, |g, x| (g, g * ((x - mean) * scale)));
+        let (shift, along) = ((shift / count) as f32, (along / count) as f32);
         for (out, x) in out.iter_mut().zip(row) {
             *out = scale * (*out - shift - (x - mean) * scale * along);
         }
@@ -50,6 +63,10 @@ vectorised! {
 }
 
 impl LayerNormOp {
+    pub fn new(eps: f64) -> Self {
+        Self { eps, rows: OnceLock::new() }
+    }
+
     /// # Errors
     /// When weight and bias of so many values do not fit the inputs.
     pub fn check(dims: &[usize], weight: usize, bias: usize) -> Result<()> {
@@ -77,9 +94,11 @@ impl CustomOp3 for LayerNormOp {
         let (xs, weight, bias) = (cpu::values(s1, l1)?, cpu::values(s2, l2)?, cpu::values(s3, l3)?);
         let width = weight.len();
         Self::check(l1.dims(), width, bias.len())?;
-        let out = cpu::fill_chunks(xs.len(), width, |i, out| {
-            normalise_row(&xs[i * width..(i + 1) * width], weight, bias, self.eps, out);
+        let (out, rows) = cpu::fill_chunks_map(xs.len(), width, |i, out| {
+            normalise_row(&xs[i * width..(i + 1) * width], weight, bias, self.eps, out)
         });
+        // An operation is applied once.
+        self.rows.get_or_init(|| rows);
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 
@@ -87,13 +106,15 @@ impl CustomOp3 for LayerNormOp {
         let gradient = cpu::contiguous_gradient(gradient)?;
         let (x, w, g) = (cpu::read(xs)?, cpu::read(weight)?, cpu::read(&gradient)?);
         let (x, w, g, width) = (&*x, &*w, &*g, w.len());
-        let chunk = (4 * CHUNK / width).max(1) * width;
+        let Some(known) = self.rows.get() else { bail!("layer norm: a backward pass without a forward pass") };
+        let per_chunk = (CHUNK / width).max(32);
+        let chunk = per_chunk * width;
         let (for_xs, shares) = cpu::fill_chunks_map(x.len(), chunk, |i, out| {
             let mut share = vec![0.0; 2 * width];
             let (for_weight, for_bias) = share.split_at_mut(width);
-            let rows = x[i * chunk..].chunks_exact(width).zip(g[i * chunk..].chunks_exact(width));
-            for (out, (x, g)) in out.chunks_exact_mut(width).zip(rows) {
-                row_gradient(x, w, g, self.eps, out, for_weight, for_bias);
+            let rows = x[i * chunk..].chunks_exact(width).zip(g[i * chunk..].chunks_exact(width)).zip(&known[i * per_chunk..]);
+            for (out, ((x, g), known)) in out.chunks_exact_mut(width).zip(rows) {
+                row_gradient(x, *known, w, g, out, for_weight, for_bias);
             }
             share
         });
