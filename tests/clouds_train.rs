@@ -366,6 +366,8 @@ fn wrong_inputs_are_one_clear_error() {
         (format!("{tiny} --stage joint --generated dusk"), 2, &["starts from a warm-up", "--init RUN"]),
         (joint.clone(), 2, &["generated images", "--generated FOLDER"]),
         (format!("{tiny} --generated dusk"), 2, &["source images only", "--stage joint"]),
+        (format!("{tiny} --init-images dusk"), 2, &["no teacher", "--stage joint"]),
+        (format!("{joint} --generated dusk --init-images day"), 3, &["manifest.jsonl", "leave `--init-images` out"]),
         (format!("{joint} --generated nothing"), 3, &["a folder of generated images", "nothing", "clouds generate"]),
         (
             format!("{joint} --generated small"),

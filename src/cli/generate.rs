@@ -81,8 +81,9 @@ struct Flags {
     /// Share of the way to noise that these photos go; 0 only passes them through the autoencoder [default: 0.6]
     #[arg(long, value_name = "X")]
     strength: Option<f64>,
-    /// Photo whose light and colours these photos take over first (FDA), e.g. the one of the target
-    #[arg(long, value_name = "IMAGE")]
+    /// Photo whose light and colours these photos take over first (FDA), e.g. the one of the target; or `prompt`: of the picture that
+    /// the prompt gives from noise alone
+    #[arg(long, value_name = "IMAGE|prompt")]
     init_style: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 //! them) and [`loader`] (how they arrive in time). [`street`] draws scenes of its own, [`street_set`] writes folders of them.
 
 mod check;
+pub mod color_transfer;
 pub mod dataset;
 mod descriptor;
 pub mod fourier;

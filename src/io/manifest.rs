@@ -38,6 +38,16 @@ pub struct GenerationFacts {
     pub start: String,
 }
 
+/// Digits of the hashes in [`GenerationFacts::start`].
+pub const START_DIGITS: usize = 16;
+
+impl GenerationFacts {
+    /// The first [`START_DIGITS`] digits of the BLAKE3 hash of the photo the image was painted from.
+    pub fn photo(&self) -> Option<&str> {
+        self.start.split(' ').skip_while(|word| *word != "photo").nth(1)
+    }
+}
+
 /// One line of a manifest: an item of the set and its files.
 pub trait Record: Serialize + DeserializeOwned {
     /// Number of the item within its set.
@@ -291,6 +301,15 @@ pub(crate) mod tests {
         assert_eq!(read(&path).unwrap(), (manifest.records().to_vec(), None));
         manifest.append(record(3, "e")).unwrap();
         assert_eq!(read::<ImageRecord>(&path).unwrap().0.len(), 4, "appending goes on in the new file");
+    }
+
+    #[test]
+    fn the_photo_an_image_came_from_is_told() {
+        let starting = |start: &str| GenerationFacts { start: start.into(), ..facts(0) };
+        assert_eq!(starting("latents 00ff photo 12ab strength 0.3 style 77 bandwidth 1").photo(), Some("12ab"));
+        assert_eq!(starting("photo 12ab strength 0.3").photo(), Some("12ab"));
+        assert_eq!(starting("latents 00ff").photo(), None);
+        assert_eq!(starting("").photo(), None);
     }
 
     #[test]

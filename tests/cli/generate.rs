@@ -140,6 +140,12 @@ fn initial_photos_need_a_solver_that_can_start_from_them() {
     assert_ne!(image("--strength 0.5 --init-style dusk.png", "dusk"), half);
     let facts = png_text::read_facts(&sandbox.path("dusk/images/im_0_p0.png")).unwrap().unwrap();
     assert!(facts.start.contains("strength 0.5 style ") && facts.start.ends_with("bandwidth 0.01"), "{}", facts.start);
+    let prompted = image("--strength 0.5 --init-style prompt", "prompted");
+    assert_ne!(prompted, half);
+    assert_eq!(image("--strength 0.5 --init-style prompt --batch-size 2", "together"), prompted);
+    let facts = png_text::read_facts(&sandbox.path("prompted/images/im_0_p0.png")).unwrap().unwrap();
+    assert!(facts.start.ends_with("strength 0.5 style prompt steps 4"), "{}", facts.start);
+    assert_ne!(image("--strength 0.5 --init-style prompt --set init_style_steps=1", "prompted"), prompted, "made anew");
     let alone = line.replace("--init-images photos", "--init-style dusk.png");
     sandbox.fails(&format!("{alone} --scheduler ddim"), 2, &["--init-images"]);
     sandbox.write("photos/broken.png", b"no picture");

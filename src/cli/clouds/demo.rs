@@ -51,7 +51,7 @@ const SCRIPT: Script = Script {
             title: "nano repaints the streets after them",
             folder: "generate",
             seconds: [75.0, 12.0],
-            command: "generate --prompts @/prompts --model nano --init-images @/source/images",
+            command: "generate --prompts @/prompts --model nano --init-images @/source/images --init-style prompt",
         },
         Step {
             title: "a segmenter on a frozen CLIP learns from the source",
@@ -69,7 +69,8 @@ const SCRIPT: Script = Script {
             title: "or with the source and what was painted, which a slow copy of it labels",
             folder: "joint",
             seconds: [169.0, 15.0],
-            command: "train --stage joint --source street=@/source --generated @/generate --init @/start",
+            command: "train --stage joint --source street=@/source --generated @/generate --init-images @/source/images \
+                  --init @/start",
         },
     ],
 };

@@ -48,6 +48,9 @@ struct Flags {
     /// Generated images without labels: a folder, or a run of `clouds generate`
     #[arg(long, value_name = "FOLDER")]
     generated: Option<String>,
+    /// The photos they were painted from (as in `generate`): the teacher labels these instead, which it knows better
+    #[arg(long, value_name = "FOLDER")]
+    init_images: Option<String>,
     /// Segmenter to start from: a run of `train`, its file, or a published checkpoint
     #[arg(long, value_name = "RUN|FILE")]
     init: Option<String>,

@@ -184,8 +184,11 @@ pub struct GenerateConfig {
     /// Share of the way to noise that an initial photo goes (0 keeps it, 1 forgets it).
     pub strength: f64,
     /// Photo whose light and colours initial photos take over (FDA) before they are noised: what remains of an initial photo
-    /// after noising is its light above all. Empty: they stay as they are.
+    /// after noising is its light above all. `prompt`: each takes over mean and spread of the colours of the picture that its prompt
+    /// gives from noise alone. Empty: they stay as they are.
     pub init_style: String,
+    /// Sampling steps of those pictures for `init_style` = `prompt`; 0: `steps`.
+    pub init_style_steps: usize,
     /// FDA's bandwidth for `init_style`.
     pub init_style_bandwidth: f64,
 }
@@ -211,8 +214,16 @@ impl Default for GenerateConfig {
             init_images: String::new(),
             strength: 0.6,
             init_style: String::new(),
+            init_style_steps: 0,
             init_style_bandwidth: 0.01,
         }
+    }
+}
+
+impl GenerateConfig {
+    /// Sampling steps of the pictures whose colours initial photos take over.
+    pub fn style_steps(&self) -> usize {
+        if self.init_style_steps == 0 { self.steps } else { self.init_style_steps }
     }
 }
 

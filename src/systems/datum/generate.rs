@@ -3,15 +3,14 @@
 use super::base;
 use super::config::GenerateConfig;
 use super::forecast::Forecast;
+use super::start::InitialPhotos;
 use crate::base::heap::peak_memory;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, device, interrupt};
-use crate::data::fourier::FourierTransfer;
-use crate::data::resize::antialiased;
 use crate::diffusion::model::Model;
 use crate::diffusion::sampler::SamplerKind;
 use crate::diffusion::text_to_image::{Request, SamplingSettings, TextToImage, to_tensor};
-use crate::io::images::{self, RgbImage};
+use crate::io::images::RgbImage;
 use crate::io::manifest::{GenerationFacts, ImageRecord, Manifest};
 use crate::io::weights::TensorSource;
 use crate::io::{hash, png_text, weights};
@@ -131,8 +130,8 @@ pub fn plan(config: &GenerateConfig, output: Option<&Path>, places: &base::Place
     let is_missing = |j: &u64| !manifest.as_ref().is_some_and(|manifest| job.is_made(manifest, *j));
     let images = (0..config.count).filter(|j| j % shard.count == shard.index).filter(is_missing).count() as u64;
     progress.say("measuring two denoising steps and the decoder");
-    let requests = (0..config.batch_size.max(1) as u64).map(|j| job.request(j)).collect::<Result<Vec<_>>>()?;
-    let seconds_each = job.sampler.rehearse(&requests, &job.settings)?.as_secs_f64() / requests.len() as f64;
+    let batch: Vec<u64> = (0..config.batch_size.max(1) as u64).collect();
+    let seconds_each = job.rehearse(&batch)? / batch.len() as f64;
     let (height, width) = job.size;
     let forecast = Forecast {
         seconds_each,
@@ -166,10 +165,7 @@ struct Job<'a> {
     size: (usize, usize),
     model_hash: String,
     latents: Option<Tensor>,
-    initial: Vec<PathBuf>,
-    style: Option<FourierTransfer>,
-    /// See [`GenerationFacts::start`]: one for each initial photo, or one for all images.
-    starts: Vec<String>,
+    initial: InitialPhotos,
 }
 
 impl<'a> Job<'a> {
@@ -185,20 +181,6 @@ impl<'a> Job<'a> {
             negative_prompt: config.negative_prompt.clone(),
             latent_size,
         };
-        let initial = match config.init_images.as_str() {
-            "" => Vec::new(),
-            folder => {
-                let scan = images::scan(Path::new(folder))?;
-                if let Some(line) = images::unreadable_line(&scan.unreadable, scan.images.len() + scan.unreadable.len()) {
-                    progress.warn(&line);
-                }
-                scan.images
-            }
-        };
-        let possible = (0.0..=1.0).contains(&config.strength);
-        if !initial.is_empty() && !possible {
-            return Err(Error::Usage(format!("strength {}: expected a value from 0 to 1", config.strength)));
-        }
         Ok(Self {
             config,
             sampler: model.sampler()?,
@@ -207,9 +189,7 @@ impl<'a> Job<'a> {
             size,
             model_hash: model.digest()?,
             latents: read_latents(config, [model.vae_config.latent_channels, latent_size.0, latent_size.1])?,
-            starts: starts(config, &initial)?,
-            initial,
-            style: style(config, size)?,
+            initial: InitialPhotos::open(config, size, progress)?,
         })
     }
 
@@ -229,7 +209,7 @@ impl<'a> Job<'a> {
             height: self.size.0,
             width: self.size.1,
             model_hash: self.model_hash.clone(),
-            start: self.starts[(j % self.starts.len() as u64) as usize].clone(),
+            start: self.initial.described(j).to_string(),
         }
     }
 
@@ -251,10 +231,36 @@ impl<'a> Job<'a> {
     }
 
     fn make(&mut self, batch: &[u64]) -> Result<Vec<RgbImage>> {
-        let requests = batch.iter().map(|&j| self.request(j)).collect::<Result<Vec<_>>>()?;
+        let mut requests = batch.iter().map(|&j| self.request(j)).collect::<Result<Vec<_>>>()?;
+        let painted = match self.initial.needs_pictures() {
+            true => self.sampler.sample(&requests, &self.style_settings())?.into_iter().map(Some).collect(),
+            false => vec![None; batch.len()],
+        };
+        for ((request, &j), painted) in requests.iter_mut().zip(batch).zip(painted) {
+            request.initial = self.initial(j, painted.as_ref())?;
+        }
         self.sampler.sample(&requests, &self.settings)
     }
 
+    /// Seconds that a batch takes, about.
+    fn rehearse(&self, batch: &[u64]) -> Result<f64> {
+        let mut requests = batch.iter().map(|&j| self.request(j)).collect::<Result<Vec<_>>>()?;
+        let mut seconds = 0.0;
+        if self.initial.needs_pictures() {
+            seconds += self.sampler.rehearse(&requests, &self.style_settings())?.as_secs_f64();
+        }
+        for (request, &j) in requests.iter_mut().zip(batch) {
+            request.initial = self.initial(j, None)?;
+        }
+        Ok(seconds + self.sampler.rehearse(&requests, &self.settings)?.as_secs_f64())
+    }
+
+    /// How the pictures are painted whose colours initial photos take over.
+    fn style_settings(&self) -> SamplingSettings {
+        SamplingSettings { steps: self.config.style_steps(), ..self.settings.clone() }
+    }
+
+    /// Image `j` from noise alone.
     fn request(&self, j: u64) -> Result<Request> {
         let facts = self.facts(j);
         let latents = match &self.latents {
@@ -269,19 +275,12 @@ impl<'a> Job<'a> {
                 ));
             }
         };
-        Ok(Request { prompt: facts.prompt, seed: facts.seed, latents, initial: self.initial(j)? })
+        Ok(Request { prompt: facts.prompt, seed: facts.seed, latents, initial: None })
     }
 
     /// Latents of the photo that image `j` starts from.
-    fn initial(&self, j: u64) -> Result<Option<(Tensor, f64)>> {
-        if self.initial.is_empty() {
-            return Ok(None);
-        }
-        let path = &self.initial[(j % self.initial.len() as u64) as usize];
-        let mut photo = antialiased(&images::read_rgb(path)?, self.size);
-        if let Some(style) = &self.style {
-            photo.pixels = style.apply(&photo.floats(), self.size)?.into_iter().map(|v| v.round() as u8).collect();
-        }
+    fn initial(&self, j: u64, painted: Option<&RgbImage>) -> Result<Option<(Tensor, f64)>> {
+        let Some(photo) = self.initial.photo(j, painted)? else { return Ok(None) };
         Ok(Some((self.sampler.encode(&to_tensor(&[photo])?)?, self.config.strength)))
     }
 
@@ -300,39 +299,6 @@ fn relative(path: &Path, folder: &Path) -> String {
         Ok(inside) => inside.display().to_string(),
         Err(_) => Path::new("../..").join(IMAGE_FOLDER).join(path.file_name().unwrap_or_default()).display().to_string(),
     }
-}
-
-/// The photo that initial photos are made similar to.
-fn style(config: &GenerateConfig, size: (usize, usize)) -> Result<Option<FourierTransfer>> {
-    if config.init_style.is_empty() {
-        return Ok(None);
-    }
-    if config.init_images.is_empty() {
-        return Err(Error::Usage("--init-style changes initial photos\n  next: add `--init-images FOLDER`".into()));
-    }
-    // Amplitudes grow with the number of pixels, so both pictures must have one size.
-    let photo = antialiased(&images::read_rgb(Path::new(&config.init_style))?, size);
-    FourierTransfer::new(photo.floats(), size, config.init_style_bandwidth).map(Some)
-}
-
-fn starts(config: &GenerateConfig, initial: &[PathBuf]) -> Result<Vec<String>> {
-    let digest = |path: &Path| hash::file(path).map(|hash| hash[..16].to_string());
-    let latents = match config.latents.as_str() {
-        "" => String::new(),
-        file => format!("latents {}", digest(Path::new(file))?),
-    };
-    if initial.is_empty() {
-        return Ok(vec![latents]);
-    }
-    let style = match config.init_style.as_str() {
-        "" => String::new(),
-        file => format!(" style {} bandwidth {}", digest(Path::new(file))?, config.init_style_bandwidth),
-    };
-    let photo = |path: &PathBuf| {
-        let start = format!("{latents} photo {} strength {}{style}", digest(path)?, config.strength);
-        Ok(start.trim().to_string())
-    };
-    initial.iter().map(photo).collect()
 }
 
 /// `item` is the shape of one image's latents.

@@ -12,3 +12,4 @@ pub mod generate;
 pub mod personalize;
 pub mod pretrain;
 pub mod report;
+mod start;

@@ -1,17 +1,18 @@
 //! What one step sees: source images with labels and generated images without, prepared on threads.
 
 use super::config::{Part, TrainConfig};
+use super::generated::{Generated, generated};
 use super::sampler::{Pick, Sampler};
 use super::samples::{GeneratedViews, SourceTransform, generated_views};
 use crate::base::progress::Progress;
-use crate::base::{Error, Result, Rng, device};
-use crate::data::{Dataset, Loader, Normalize, Sample};
+use crate::base::{Result, Rng, device};
+use crate::data::{Dataset, Loader, Normalize, Sample, resize};
 use crate::io::images::{self, RgbImage};
 use crate::labels::LabelMap;
 use crate::models::clip;
 use crate::systems::shared::segmenter_file::normalize;
 use candle_core::{Device, Tensor};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The images of a step.
@@ -21,7 +22,7 @@ pub struct TrainBatch {
     pub images: Tensor,
     /// Labels of the source images.
     pub labels: Vec<LabelMap>,
-    /// (G, 3, H, W) f32, normalised: the generated images as the teacher sees them.
+    /// (G, 3, H, W) f32, normalised: the generated images as the teacher sees them, or the photos they were painted from.
     pub clean: Option<Tensor>,
     /// The same as pictures, for the refinement.
     pub pictures: Vec<RgbImage>,
@@ -34,7 +35,7 @@ pub struct Batches(Arc<Inner>);
 struct Inner {
     source: Dataset,
     samples: Vec<Sample>,
-    generated: Vec<Sample>,
+    generated: Vec<Generated>,
     sampler: Sampler,
     transform: SourceTransform,
     normalize: Normalize,
@@ -55,7 +56,7 @@ impl Batches {
         let transform = SourceTransform::new(config);
         let generated = match config.stage {
             Part::Warmup => Vec::new(),
-            Part::Joint => generated(Path::new(&config.generated), transform.crop, progress)?,
+            Part::Joint => generated(config, transform.crop, progress)?,
         };
         let (first, second) = (config.data.source_factor, config.data.generated_factor);
         let sampler = Sampler::new((samples.len(), first), (generated.len(), second), config.seed);
@@ -68,7 +69,7 @@ impl Batches {
     pub fn some_generated(&self, count: usize) -> Vec<PathBuf> {
         let all = &self.0.generated;
         let count = count.min(all.len());
-        (0..count).map(|i| all[(2 * i + 1) * all.len() / (2 * count)].image.clone()).collect()
+        (0..count).map(|i| all[(2 * i + 1) * all.len() / (2 * count)].picture.clone()).collect()
     }
 
     /// Batches of the steps from `first` on, prepared ahead.
@@ -76,40 +77,6 @@ impl Batches {
         let batches = self.clone();
         Loader::new(first..last, workers, 2 * workers, move |step| batches.0.make(step))
     }
-}
-
-/// The generated images in a folder or a run: all of the size that training sees.
-fn generated(folder: &Path, size: (usize, usize), progress: &dyn Progress) -> Result<Vec<Sample>> {
-    if !folder.is_dir() {
-        let next = "check the path; `clouds generate` makes them";
-        return Err(Error::data(folder, "a folder of generated images", "no folder", next));
-    }
-    let inside = folder.join("images");
-    let folder = if inside.is_dir() { &inside } else { folder };
-    let samples = Dataset::from_folder(folder)?.samples(None)?;
-    let (mut unreadable, mut others, mut fitting) = (Vec::new(), Vec::new(), Vec::new());
-    let total = samples.len();
-    for sample in samples {
-        match images::inspect(&sample.image) {
-            Err(error) => unreadable.push(error),
-            Ok(found) if found == size => fitting.push(sample),
-            Ok(found) => others.push((sample, found)),
-        }
-    }
-    if let Some((first, (height, width))) = others.first() {
-        let expected = format!("generated images of {}x{} (width x height) like the crops of source images", size.1, size.0);
-        let found = format!("{} of another size, such as {width}x{height}", others.len());
-        let next = format!("set crop.width={width} and crop.height={height}, or generate them in that size");
-        return Err(Error::data(&first.image, expected, found, next));
-    }
-    if let Some(line) = images::unreadable_line(&unreadable, total) {
-        if fitting.is_empty() {
-            return Err(Error::data(folder, "readable images", line, "replace them"));
-        }
-        progress.warn(&line);
-    }
-    progress.say(&format!("generated: {} images in {}", fitting.len(), folder.display()));
-    Ok(fitting)
 }
 
 impl Inner {
@@ -140,9 +107,10 @@ impl Inner {
     }
 
     fn views(&self, image: usize, rng: &mut Rng) -> Result<GeneratedViews> {
-        let sample = &self.generated[image];
-        let picture = images::read_rgb(&sample.image)?;
-        Ok(generated_views(picture, self.transform.flip, self.transform.color_jitter, rng))
+        let Generated { picture, photo } = &self.generated[image];
+        let photo = photo.as_ref().map(|path| images::read_rgb(path)).transpose()?;
+        let photo = photo.map(|photo| resize::antialiased(&photo, self.transform.crop));
+        Ok(generated_views(images::read_rgb(picture)?, photo, self.transform.flip, self.transform.color_jitter, rng))
     }
 
     fn tensor(&self, image: &RgbImage) -> Result<Tensor> {

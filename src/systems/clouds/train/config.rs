@@ -57,6 +57,9 @@ pub struct TrainConfig {
     pub source_split: String,
     /// Unlabelled generated images (`joint` only): a folder, or a run of `clouds generate`.
     pub generated: String,
+    /// The photos that generated images were painted from (`init_images` of `generate`; `joint` only): the teacher labels the photo of an
+    /// image instead of the image. Empty: it labels the image, as published.
+    pub init_images: String,
     /// Segmenter to start from, a run folder or a file; `joint` needs the warm-up's.
     pub init: String,
     /// CLIP weights of the backbone: a file of open_clip, or `nano`, the small one inside the program; not used with `init`.
@@ -231,6 +234,7 @@ impl Default for TrainConfig {
             source: String::new(),
             source_split: String::new(),
             generated: String::new(),
+            init_images: String::new(),
             init: String::new(),
             backbone_weights: String::new(),
             refiner: REGIONS.into(),
@@ -381,6 +385,9 @@ impl TrainConfig {
             }
             Part::Warmup if !self.generated.is_empty() => {
                 usage("the warm-up sees source images only", "add `--stage joint --init RUN`, or leave `--generated` out")
+            }
+            Part::Warmup if !self.init_images.is_empty() => {
+                usage("the warm-up has no teacher who could label photos", "add `--stage joint`, or leave `--init-images` out")
             }
             Part::Warmup if self.init.is_empty() && self.backbone_weights.is_empty() && self.model.freeze_backbone => usage(
                 "a backbone that is not trained needs weights",

@@ -6,6 +6,7 @@
 mod batches;
 mod color_jitter;
 pub mod config;
+mod generated;
 mod sampler;
 mod samples;
 mod teacher;

@@ -71,14 +71,25 @@ impl SourceTransform {
     }
 }
 
-/// A generated image as teacher and student see it: both mirrored or none, never scaled or cropped.
+/// A generated image as teacher and student see it: both mirrored or none, never scaled or cropped. With a `photo` of the same size the
+/// teacher sees that.
 ///
 /// # Randomness
 /// One number for the flip, then the colours.
-pub fn generated_views(image: RgbImage, flip: bool, color_jitter: bool, rng: &mut Rng) -> GeneratedViews {
-    let example = Example { image, label: None };
-    let clean = if flip && rng.uniform() < 0.5 { example.flip() } else { example }.image;
-    let mut augmented = clean.clone();
+pub fn generated_views(
+    image: RgbImage,
+    photo: Option<RgbImage>,
+    flip: bool,
+    color_jitter: bool,
+    rng: &mut Rng,
+) -> GeneratedViews {
+    let mirrored = flip && rng.uniform() < 0.5;
+    let view = |image| {
+        let example = Example { image, label: None };
+        if mirrored { example.flip() } else { example }.image
+    };
+    let mut augmented = view(image);
+    let clean = photo.map_or_else(|| augmented.clone(), view);
     if color_jitter {
         ColorJitter::draw(rng).apply(&mut augmented);
     }
@@ -126,4 +137,23 @@ fn pad(example: &mut Example, (height, width): (usize, usize)) {
     example.image = RgbImage { height, width, pixels: grown(&example.image.pixels, 3, 0) };
     let label = example.label.as_ref().map(|label| LabelMap { height, width, ids: grown(&label.ids, 1, IGNORE) });
     example.label = label;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn teacher_and_student_see_an_image_the_same_way_round() {
+        let picture = |first: u8| RgbImage { height: 1, width: 2, pixels: vec![first, 0, 0, first + 1, 0, 0] };
+        let mut mirrored = 0;
+        for seed in 0..20 {
+            let views = |photo| generated_views(picture(10), photo, true, false, &mut Rng::stream(seed, "views", &[]));
+            let (own, other) = (views(None), views(Some(picture(30))));
+            assert!(own.clean == own.augmented && own.augmented == other.augmented);
+            assert_eq!(other.clean.pixels[0] - 30, own.clean.pixels[0] - 10);
+            mirrored += usize::from(own.clean != picture(10));
+        }
+        assert!((3..17).contains(&mirrored));
+    }
 }

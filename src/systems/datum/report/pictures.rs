@@ -6,6 +6,7 @@ use crate::base::Result;
 use crate::eval::score_file;
 use crate::io::{hash, images, png_text, thumbnail};
 use crate::report::html::pictures::{Captioned, Picture};
+use crate::systems::datum::start;
 use rayon::prelude::*;
 use serde_json::Value;
 use std::path::{Component, Path, PathBuf};
@@ -118,7 +119,12 @@ impl Album {
 
     fn style_photo(&mut self, run: &Run) -> Gallery {
         let name = run.recipe.text("init_style");
-        let photo = run.find(name).map(|path| Wanted { path, side: LARGE, title: name.into(), note: String::new() });
+        let photo = run.find(name).filter(|_| name != start::PROMPT).map(|path| Wanted {
+            path,
+            side: LARGE,
+            title: name.into(),
+            note: String::new(),
+        });
         self.gallery(photo.into_iter().collect(), "The photo whose light and colours the images take over".into())
     }
 
