@@ -24,6 +24,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("clouds-nano", include_str!("../../recipes/clouds-nano.toml")),
     ("clouds-demo", include_str!("../../recipes/clouds-demo.toml")),
     ("clouds-demo-fast", include_str!("../../recipes/clouds-demo-fast.toml")),
+    ("clouds-camvid", include_str!("../../recipes/clouds-camvid.toml")),
     ("clouds-nano-clip", include_str!("../../recipes/clouds-nano-clip.toml")),
     ("clouds-nano-clip-2", include_str!("../../recipes/clouds-nano-clip-2.toml")),
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),

@@ -9,6 +9,8 @@ use super::op::{Backward, InputAndWeight, Sizes};
 use crate::nn::cpu::{self, Matrix, Threads};
 use std::ops::Range;
 
+/// Columns of a product at best: twice what its kernels of full width take at once.
+const PRODUCT_PIXELS: usize = 128;
 /// Planes of at least that many pixels make products of their own that are wide enough.
 const ENOUGH_PIXELS: usize = LEAST_PIXELS - 1;
 
@@ -26,7 +28,8 @@ struct Runs<'a> {
 
 impl<'a> Runs<'a> {
     fn new(sizes: &'a Sizes) -> Self {
-        Self { sizes, images: LEAST_PIXELS.div_ceil(sizes.out_plane().max(1)) }
+        let plane = sizes.out_plane().max(1);
+        Self { sizes, images: (PRODUCT_PIXELS / plane).max(LEAST_PIXELS.div_ceil(plane)) }
     }
 
     fn count(&self) -> usize {

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 /// The images inside a run of `clouds generate`.
 const IMAGES: &str = "images";
 
+const NEXT: &str = "leave `--init-images` out: the teacher then labels the images";
+
 /// A generated image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
@@ -37,12 +39,7 @@ pub fn generated(config: &TrainConfig, size: (usize, usize), progress: &dyn Prog
         let name = picture.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some(digest) = names.get(&name) else {
             let expected = "an image that `generate --init-images` painted from a photo, in the run's manifest.jsonl";
-            return Err(Error::data(
-                &picture,
-                expected,
-                "none such",
-                "leave `--init-images` out: the teacher then labels the images",
-            ));
+            return Err(Error::data(&picture, expected, "none such", NEXT));
         };
         let Some(photo) = photos.get(digest) else {
             let expected = format!("the photo that {} was painted from, of hash {digest}…", picture.display());
@@ -72,7 +69,8 @@ fn digests_by_name(run: &Path) -> Result<HashMap<String, String>> {
     let shards = std::fs::read_dir(run.join("shards")).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut names = HashMap::new();
     for manifest in shards.chain([run.to_path_buf()]).map(|folder| folder.join("manifest.jsonl")).filter(|path| path.is_file()) {
-        let (records, _) = manifest::read::<ImageRecord>(&manifest)?;
+        let (records, _) = manifest::read::<ImageRecord>(&manifest)
+            .map_err(|_| Error::data(&manifest, "the manifest of a run of `generate`", "records of another kind", NEXT))?;
         for ImageRecord { file, facts, .. } in records {
             let name = Path::new(&file).file_name().unwrap_or_default().to_string_lossy().into_owned();
             match facts.photo() {
