@@ -50,7 +50,7 @@ const SCRIPT: Script = Script {
         Step {
             title: "nano repaints the streets after them",
             folder: "generate",
-            seconds: [75.0, 12.0],
+            seconds: [165.0, 20.0],
             command: "generate --prompts @/prompts --model nano --init-images @/source/images --init-style prompt",
         },
         Step {
@@ -68,7 +68,7 @@ const SCRIPT: Script = Script {
         Step {
             title: "or with the source and what was painted, which a slow copy of it labels",
             folder: "joint",
-            seconds: [169.0, 15.0],
+            seconds: [130.0, 15.0],
             command: "train --stage joint --source street=@/source --generated @/generate --init-images @/source/images \
                   --init @/start",
         },
