@@ -1,4 +1,4 @@
-//! `datum demo --fast`, as a user runs it: two and a half minutes on two cores.
+//! `datum demo --fast`, as a user runs it: about two minutes on two cores.
 
 use serde_json::Value;
 use std::process::Command;
