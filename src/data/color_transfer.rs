@@ -5,8 +5,7 @@ use crate::io::images::RgbImage;
 /// Gives every channel of `image` the mean and the standard deviation it has in `like`; values that leave the range are cut off.
 ///
 /// # Source
-/// Reinhard, Ashikhmin, Gooch and Shirley, "Color transfer between images", equations 10 and 11, in RGB instead of lαβ, where rounding to
-/// bytes does no harm.
+/// Reinhard, Ashikhmin, Gooch and Shirley, "Color transfer between images", equations 10 and 11, but in RGB instead of lαβ.
 pub fn match_colors(image: &mut RgbImage, like: &RgbImage) {
     for channel in 0..3 {
         let (own, other) = (statistics(image, channel), statistics(like, channel));
