@@ -16,7 +16,7 @@
 # Environment: SEED (0), RECIPE (clouds-camvid), START (steps of the training that all rows go on from, 400),
 #              CLOUDS (target/release/clouds).
 set -euo pipefail
-if [ $# -lt 2 ]; then sed -n '2,18p' "$0" >&2; exit 2; fi
+if [ $# -lt 2 ]; then sed -n '2,17p' "$0" >&2; exit 2; fi
 camvid=$1 out=$2; shift 2
 rows=("$@"); [ $# -gt 0 ] || rows=(source-only none regions published)
 clouds=${CLOUDS:-target/release/clouds}
