@@ -1,7 +1,8 @@
 """PyTorch's times for the rows of benches/models.rs: same names, sizes, columns. python benches/models.py [FILTER]
 
 Segmenters come from tests/golden/seg.py, the networks of Stable Diffusion from diffusers, transformers and peft, the others from
-open_clip and segment-anything. DEVICE=cuda computes on a GPU; COMPILE=1 compiles forward passes and steps; DTYPE=bf16 computes forward
+timm and segment-anything. DEVICE=cuda computes on a GPU; COMPILE=1 compiles, for the rows of `COMPILED`, the step, or the forward pass
+where there is no step; DTYPE=bf16 computes forward
 passes with weights in bf16 and steps under autocast with weights in f32; two threads.
 """
 import os
@@ -21,7 +22,9 @@ wanted = sys.argv[1] if len(sys.argv) > 1 else ""
 device = os.environ.get("DEVICE", "cpu")
 gpu = device != "cpu"
 torch.set_default_device(device)
-compiled = torch.compile if os.environ.get("COMPILE") else lambda call: call
+COMPILED = ["SD 1.5 U-Net, 2x64x64 latents", "SD 1.5 U-Net, 16x64x64 latents", "SD 1.5 U-Net + LoRA, 64x64 latents",
+            "SD 1.5 U-Net, 64x64 latents", "mit-b5 + daformer 256, 2x512x512"]
+compiling = bool(os.environ.get("COMPILE"))
 narrow = os.environ.get("DTYPE") == "bf16"
 torch.set_default_dtype(torch.bfloat16 if narrow else torch.float32)
 
@@ -39,10 +42,11 @@ def peak_mib():
 
 
 def row(name, build, run, loss=None, lora=False):
-    if wanted not in name:
+    if wanted not in name or compiling and name not in COMPILED:
         return
     model = build()
-    run = compiled(run)
+    if compiling:
+        run = torch.compile(run)
 
     def forward():
         with torch.no_grad():
@@ -50,8 +54,9 @@ def row(name, build, run, loss=None, lora=False):
         wait()
 
     model.eval()
-    times = timed(forward, 1.5, 2)
-    step_times = (float("nan"),) * 2
+    times = step_times = (float("nan"),) * 2
+    if not (compiling and loss):
+        times = timed(forward, 1.5, 2)
     if loss:
         if narrow:
             torch.set_default_dtype(torch.float32)
@@ -99,11 +104,11 @@ def segmenter(name, encoder, width, shape):
     row(name, build, lambda net: net(images), lambda out: F.cross_entropy(F.interpolate(out, shape[2:], mode="bilinear"), labels))
 
 
-def unet(name, batch, side, tokens, step, **config):
+def unet(name, batch, sides, tokens, step, **config):
     from diffusers import UNet2DConditionModel
 
     width = config.get("cross_attention_dim", 768)
-    latents, context = torch.randn(batch, 4, side, side), torch.randn(batch, tokens, width)
+    latents, context = torch.randn(batch, 4, *sides), torch.randn(batch, tokens, width)
     when = torch.full((batch,), 500.0)
     build = lambda: UNet2DConditionModel(**{"cross_attention_dim": 768, **config})
     loss = (lambda out: F.mse_loss(out, latents)) if step else None
@@ -141,18 +146,22 @@ def sam():
 segmenter("lite0 + daformer 64, 2x240x320", "lite0", 64, (2, 3, 240, 320))
 segmenter("mit-b0 + daformer 256, 512x512", "b0", 256, (1, 3, 512, 512))
 segmenter("mit-b5 + daformer 256, 512x512", "b5", 256, (1, 3, 512, 512))
-unet("small U-Net, 40x40 latents", 1, 40, 16, "full", block_out_channels=(64, 128, 192), layers_per_block=1, norm_num_groups=16,
+unet("small U-Net, 40x40 latents", 1, (40, 40), 16, "full", block_out_channels=(64, 128, 192), layers_per_block=1, norm_num_groups=16,
      cross_attention_dim=128, attention_head_dim=4,
      down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
      up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
-unet("SD 1.5 U-Net, 32x32 latents", 1, 32, 77, "full")
-unet("SD 1.5 U-Net + LoRA, 32x32 latents", 1, 32, 77, "lora")
-unet("SD 1.5 U-Net, 64x64 latents", 1, 64, 77, "full" if gpu else None)
+unet("nano's U-Net, 16x32x64 latents", 16, (32, 64), 48, "full", block_out_channels=(64, 128, 128), norm_num_groups=16,
+     cross_attention_dim=96, attention_head_dim=4,
+     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+unet("SD 1.5 U-Net, 32x32 latents", 1, (32, 32), 77, "full")
+unet("SD 1.5 U-Net + LoRA, 32x32 latents", 1, (32, 32), 77, "lora")
+unet("SD 1.5 U-Net, 64x64 latents", 1, (64, 64), 77, "full" if gpu else None)
 if gpu:
     segmenter("mit-b5 + daformer 256, 2x512x512", "b5", 256, (2, 3, 512, 512))
-    unet("SD 1.5 U-Net + LoRA, 64x64 latents", 1, 64, 77, "lora")
-    unet("SD 1.5 U-Net, 2x64x64 latents", 2, 64, 77, None)
-    unet("SD 1.5 U-Net, 16x64x64 latents", 16, 64, 77, None)
+    unet("SD 1.5 U-Net + LoRA, 64x64 latents", 1, (64, 64), 77, "lora")
+    unet("SD 1.5 U-Net, 2x64x64 latents", 2, (64, 64), 77, None)
+    unet("SD 1.5 U-Net, 16x64x64 latents", 16, (64, 64), 77, None)
 latents = torch.randn(1, 4, 64, 64)
 row("SD 1.5 decoder, 512x512", decoder, lambda net: net.decode(latents).sample)
 ids = (torch.arange(77) * 601 % 49408)[None]

@@ -8,14 +8,15 @@ mod timing;
 
 use candle_core::{DType, Device, Tensor};
 use datum::base::device::{self, DeviceChoice};
-use datum::base::{Error, Result, Rng, heap};
+use datum::base::{Error, Result, Rng, heap, threads};
 use datum::models::clip::ClipConfig;
 use datum::models::sam::{Sam, SamConfig};
 use datum::models::segmenter::{EncoderDecoder, Segmenter, SegmenterConfig};
 use datum::models::stable_diffusion::{TextConfig, TextEncoder, UNet, UNetConfig, Vae, VaeConfig};
 use datum::nn::{self, AdapterPlan, Builder, ParamStore, Pass};
-use datum::train::Gradients;
 use datum::train::optim::{AdamW, AdamWConfig, Group};
+use datum::train::{Gradients, MicroBatches};
+use std::ops::Range;
 use std::process::Command;
 use std::time::Duration;
 
@@ -57,7 +58,19 @@ struct Bench {
     gpu: bool,
 }
 
+fn print_row(name: &str, forward: (f64, f64), step: (f64, f64)) {
+    println!("{name}\t{:.1}\t{:.1}\t{:.1}\t{:.1}\t{:.0}", forward.0, forward.1, step.0, step.1, peak_mib());
+}
+
 impl Bench {
+    /// Whether to time the network of this name, which is printed where only names are asked for.
+    fn wants(&self, name: &str) -> bool {
+        if self.list {
+            println!("{name}");
+        }
+        !self.list && name.contains(&self.filter)
+    }
+
     /// A network built from parameters; `trains` holds what makes a scalar of the output of `run`.
     fn row<M>(
         &self,
@@ -66,10 +79,7 @@ impl Bench {
         run: impl Fn(&M, &Pass) -> candle_core::Result<Tensor>,
         trains: Trains,
     ) -> Result<()> {
-        if self.list {
-            println!("{name}");
-        }
-        if self.list || !name.contains(&self.filter) {
+        if !self.wants(name) {
             return Ok(());
         }
         let builder = Builder::random(0);
@@ -90,7 +100,7 @@ impl Bench {
                 time(training_step(&store, || loss(&run(&model, &Pass::train(Rng::stream(0, "pass", &[])))?)))?
             }
         };
-        println!("{name}\t{:.1}\t{:.1}\t{:.1}\t{:.1}\t{:.0}", forward.0, forward.1, step.0, step.1, peak_mib());
+        print_row(name, forward, step);
         Ok(())
     }
 
@@ -109,11 +119,7 @@ impl Bench {
     fn segmenters(&self) -> Result<()> {
         self.segmenter("lite0 + daformer 64, 2x240x320", "efficientnet-lite0", 64, [2, 3, 240, 320])?;
         self.segmenter("mit-b0 + daformer 256, 512x512", "mit-b0", 256, [1, 3, 512, 512])?;
-        self.segmenter("mit-b5 + daformer 256, 512x512", "mit-b5", 256, [1, 3, 512, 512])?;
-        match self.gpu {
-            true => self.segmenter("mit-b5 + daformer 256, 2x512x512", "mit-b5", 256, [2, 3, 512, 512]),
-            false => Ok(()),
-        }
+        self.segmenter("mit-b5 + daformer 256, 512x512", "mit-b5", 256, [1, 3, 512, 512])
     }
 
     /// `latents` (batch, side); `lora` trains updates instead of all weights.
@@ -132,17 +138,52 @@ impl Bench {
 
     fn unets(&self) -> Result<()> {
         self.unet("small U-Net, 40x40 latents", &small_unet(), (1, 40), 16, Step::Full)?;
+        self.nano("nano's U-Net, 16x32x64 latents")?;
         let sd = UNetConfig::default();
         self.unet("SD 1.5 U-Net, 32x32 latents", &sd, (1, 32), 77, Step::Full)?;
         self.unet("SD 1.5 U-Net + LoRA, 32x32 latents", &sd, (1, 32), 77, Step::Lora)?;
-        if !self.gpu {
-            return self.unet("SD 1.5 U-Net, 64x64 latents", &sd, (1, 64), 77, Step::None);
+        match self.gpu {
+            true => Ok(()),
+            false => self.unet("SD 1.5 U-Net, 64x64 latents", &sd, (1, 64), 77, Step::None),
         }
-        self.unet("SD 1.5 U-Net, 64x64 latents", &sd, (1, 64), 77, Step::Full)?;
-        self.unet("SD 1.5 U-Net + LoRA, 64x64 latents", &sd, (1, 64), 77, Step::Lora)?;
-        // With guidance every picture takes two.
+    }
+
+    /// What only a GPU computes in reasonable time; one picture and eight, for which guidance takes two each.
+    fn large(&self) -> Result<()> {
+        let sd = UNetConfig::default();
         self.unet("SD 1.5 U-Net, 2x64x64 latents", &sd, (2, 64), 77, Step::None)?;
-        self.unet("SD 1.5 U-Net, 16x64x64 latents", &sd, (16, 64), 77, Step::None)
+        self.unet("SD 1.5 U-Net, 16x64x64 latents", &sd, (16, 64), 77, Step::None)?;
+        self.unet("SD 1.5 U-Net + LoRA, 64x64 latents", &sd, (1, 64), 77, Step::Lora)?;
+        self.unet("SD 1.5 U-Net, 64x64 latents", &sd, (1, 64), 77, Step::Full)?;
+        self.segmenter("mit-b5 + daformer 256, 2x512x512", "mit-b5", 256, [2, 3, 512, 512])
+    }
+
+    /// The step as `datum pretrain` does it, in micro-batches.
+    fn nano(&self, name: &str) -> Result<()> {
+        if !self.wants(name) {
+            return Ok(());
+        }
+        let config = nano_unet();
+        let (latents, context) = (normal(&[16, 4, 32, 64])?, normal(&[16, 48, config.cross_attention_dim])?);
+        let when = Tensor::full(500f32, 16, &device::current())?;
+        let builder = Builder::random(0);
+        let unet = UNet::new(&config, &builder)?;
+        let store = builder.finish()?;
+        let frozen = UNet::new(&config, &Builder::from_store(&store).frozen())?;
+        let forward = time(|| Ok(frozen.forward(&latents, &when, &context).map(drop)?))?;
+        let batches = MicroBatches::new(16, 4, store.weights())?;
+        let mut optimizer = AdamW::new(vec![Group::all(&store, 1e-2)], AdamWConfig::default())?;
+        let step = time(|| {
+            let losses = |items: Range<usize>| {
+                let part = |xs: &Tensor| xs.narrow(0, items.start, items.len());
+                let out = unet.forward(&part(&latents)?, &part(&when)?, &part(&context)?)?;
+                Ok((nn::mse(&out, &part(&latents)?)?, Vec::new()))
+            };
+            let (gradients, _) = batches.gradients(16, optimizer.parameters(), losses)?;
+            optimizer.step(&gradients, 1e-6).map(drop)
+        })?;
+        print_row(name, forward, step);
+        Ok(())
     }
 
     /// The other networks of Stable Diffusion, and those of CLOUDS.
@@ -204,6 +245,20 @@ fn small_unet() -> UNetConfig {
     }
 }
 
+/// The U-Net of the small Stable Diffusion inside the program.
+fn nano_unet() -> UNetConfig {
+    use datum::models::stable_diffusion::config::{DownBlock::*, PerLevel, UpBlock::*};
+    UNetConfig {
+        block_out_channels: vec![64, 128, 128],
+        cross_attention_dim: 96,
+        attention_head_dim: PerLevel::All(4),
+        norm_num_groups: 16,
+        down_block_types: vec![DownBlock2D, CrossAttnDownBlock2D, DownBlock2D],
+        up_block_types: vec![UpBlock2D, CrossAttnUpBlock2D, UpBlock2D],
+        ..UNetConfig::default()
+    }
+}
+
 /// The self-test of `datum doctor`, so that one program is enough on the machine with the GPU.
 fn self_test(device: &Device) -> Result<()> {
     let rows = datum::nn::self_test::run(device)?;
@@ -221,8 +276,8 @@ fn self_test(device: &Device) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    datum::base::heap::keep_pages();
-    datum::base::threads::share_processors();
+    heap::keep_pages();
+    threads::share_processors();
     let named = std::env::var("DEVICE").map_or(Ok(DeviceChoice::Cpu), |name| name.parse());
     let device = named.map_err(|e| Error::Usage(format!("DEVICE: {e}")))?;
     let device = device.open()?.device;
@@ -236,7 +291,14 @@ fn main() -> Result<()> {
     }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
     let bench = Bench { filter, list: std::env::var_os("LIST").is_some(), gpu: !device.is_cpu() };
-    bench.segmenters()?;
-    bench.unets()?;
-    bench.others()
+    // In a pool, as trainings compute.
+    threads::pool(rayon::current_num_threads())?.install(|| {
+        // What was written for a GPU first: time may run out.
+        if bench.gpu {
+            bench.large()?;
+        }
+        bench.segmenters()?;
+        bench.unets()?;
+        bench.others()
+    })
 }

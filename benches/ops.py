@@ -35,10 +35,10 @@ def attention(name, heads, queries, keys, dim):
     row(name, [q, kv, kv], lambda q, k, v: attend(q, k, v, heads, 0.158))
 
 
-def attend(q, k, v, heads, scale):
+def attend(q, k, v, heads, scale, causal=False):
     """As in diffusers: heads are split off before the product and joined after it."""
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 xs, weight = (1, 320, 64, 64), (320, 320, 3, 3)
@@ -57,6 +57,8 @@ for name, channels, height, width in [
 conv("conv3x3 320ch 64x64 s2", xs, weight, 2, 1)
 conv("conv3x3 128ch 256x256", (1, 128, 256, 256), (128, 128, 3, 3), 1, 1)
 conv("conv1x1 320ch 64x64", xs, (320, 320, 1, 1))
+conv("conv3x3 256ch 33x33 d6", (1, 256, 33, 33), (256, 256, 3, 3), 1, 6, 6)
+conv("conv3x3 256ch 64x64 g8", (1, 256, 64, 64), (256, 32, 3, 3), 1, 1, 1, 8)
 conv("conv7x7 s4 3->64 512x512", (1, 3, 512, 512), (64, 3, 7, 7), 4, 3)
 frozen = torch.randn(weight)
 row("conv3x3 320ch 64x64 frozen", [xs], lambda x: F.conv2d(x, frozen, None, 1, 1))
@@ -78,6 +80,7 @@ attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)
 attention("attention 4096x77 8x40", 8, 4096, 77, 40)
 attention("attention 4096 tok 1x512", 1, 4096, 4096, 512)
 row("attention 512 tok 4x16 b32", [(32, 512, 64)] * 3, lambda q, k, v: attend(q, k, v, 4, 0.25))
+row("attention 77 tok 12x64 causal", [(1, 77, 768)] * 3, lambda q, k, v: attend(q, k, v, 12, 0.125, True))
 row("linear 16384x64->512", [(16384, 64), (512, 64), (512,)], F.linear)
 row("linear 16384x64->64", [(16384, 64), (64, 64), (64,)], F.linear)
 w, b = torch.ones(320, requires_grad=True), torch.zeros(320, requires_grad=True)
@@ -107,3 +110,23 @@ row("max pool 3 s2 64ch 256x256", [(1, 64, 256, 256)], lambda x: F.max_pool2d(x,
 labels = (torch.arange(512 * 512) % 19).reshape(1, 512, 512)
 row("cross entropy 19x512x512", [(1, 19, 512, 512)], lambda x: F.cross_entropy(x, labels))
 row("mse 4x64x64", [(1, 4, 64, 64)] * 2, F.mse_loss)
+
+
+def update(name, call):
+    if wanted in name:
+        print(name, *(f"{t:.3f}" for t in timed(call, 0.4, 3)), "nan", "nan", sep="\t", flush=True)
+
+
+if wanted in "adamw with clipping 16M" or wanted in "running average 16M":
+    weights = [torch.nn.Parameter(torch.randn(1024, 1024) * 0.02) for _ in range(16)]
+    averages = [weight.detach().clone() for weight in weights]
+    optimizer = torch.optim.AdamW(weights, 1e-6, weight_decay=1e-2, fused=True)
+    sum(weight.square().sum() for weight in weights).backward()
+
+    def step():
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+
+    update("adamw with clipping 16M", step)
+    with torch.no_grad():
+        update("running average 16M", lambda: torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 0.001))

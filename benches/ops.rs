@@ -7,7 +7,9 @@ mod timing;
 
 use candle_core::{Device, Result, Tensor, Var};
 use datum::base::Rng;
-use datum::nn::{self, Builder, ConvSpec, Pass};
+use datum::nn::{self, Builder, ConvSpec, Init, Pass};
+use datum::train::optim::{AdamW, AdamWConfig, Group};
+use datum::train::{Gradients, ema};
 use std::time::Duration;
 
 /// See [`timing::time`].
@@ -37,6 +39,15 @@ impl Bench {
         Ok(())
     }
 
+    /// Something that changes weights in place.
+    fn update(&self, name: &str, call: impl FnMut() -> Result<()>) -> Result<()> {
+        if name.contains(&self.filter) {
+            let (least, median) = time(call)?;
+            println!("{name}\t{least:.3}\t{median:.3}\tNaN\tNaN");
+        }
+        Ok(())
+    }
+
     fn conv(&self, name: &str, xs: &[usize], weight: &[usize], spec: ConvSpec) -> Result<()> {
         self.row(name, &[xs, weight, &weight[..1]], |a| nn::conv2d(&a[0], &a[1], Some(&a[2]), spec))
     }
@@ -51,21 +62,19 @@ fn main() -> Result<()> {
     datum::base::heap::keep_pages();
     datum::base::threads::share_processors();
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
-    let bench = Bench { filter };
-    convolutions(&bench)?;
-    bench.row("linear 4096x320->2560", &[&[4096, 320], &[2560, 320], &[2560]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
-    bench.row("linear 77x768->3072", &[&[77, 768], &[3072, 768], &[3072]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
-    bench.row("linear 77x768->768", &[&[77, 768], &[768, 768], &[768]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
-    bench.attention("attention 4096 tok 8x40", 8, 4096, 4096, 40)?;
-    bench.attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)?;
-    bench.attention("attention 4096x77 8x40", 8, 4096, 77, 40)?;
-    bench.attention("attention 4096 tok 1x512", 1, 4096, 4096, 512)?;
-    bench.row("attention 512 tok 4x16 b32", &[&[32, 512, 64], &[32, 512, 64], &[32, 512, 64]], |a| {
-        nn::attention(&a[0], &a[1], &a[2], 4, 0.25, false)
-    })?;
-    bench.row("linear 16384x64->512", &[&[16384, 64], &[512, 64], &[512]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
-    bench.row("linear 16384x64->64", &[&[16384, 64], &[64, 64], &[64]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
-    norms(&bench)?;
+    // In a pool, as trainings compute.
+    let pool = datum::base::threads::pool(rayon::current_num_threads()).map_err(failed)?;
+    pool.install(|| rows(&Bench { filter }))
+}
+
+fn failed(error: datum::base::Error) -> candle_core::Error {
+    candle_core::Error::Msg(error.to_string())
+}
+
+fn rows(bench: &Bench) -> Result<()> {
+    convolutions(bench)?;
+    products(bench)?;
+    norms(bench)?;
     bench.row("softmax 8x4096x1024", &[&[8, 4096, 1024]], |a| nn::softmax(&a[0]))?;
     bench.row("gelu 4096x1280", &[&[4096, 1280]], |a| nn::gelu(&a[0]))?;
     bench.row("geglu 4096x2560", &[&[4096, 2560]], |a| nn::geglu(&a[0]))?;
@@ -80,7 +89,45 @@ fn main() -> Result<()> {
     let labels: Vec<u32> = (0..512 * 512).map(|i| i % 19).collect();
     let labels = Tensor::from_vec(labels, (1, 512, 512), &Device::Cpu)?;
     bench.row("cross entropy 19x512x512", &[&[1, 19, 512, 512]], |a| nn::cross_entropy(&a[0], &labels, None))?;
-    bench.row("mse 4x64x64", &[&[1, 4, 64, 64], &[1, 4, 64, 64]], |a| nn::mse(&a[0], &a[1]))
+    bench.row("mse 4x64x64", &[&[1, 4, 64, 64], &[1, 4, 64, 64]], |a| nn::mse(&a[0], &a[1]))?;
+    updates(bench).map_err(failed)
+}
+
+/// Matrix products and attention.
+fn products(bench: &Bench) -> Result<()> {
+    bench.row("linear 4096x320->2560", &[&[4096, 320], &[2560, 320], &[2560]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
+    bench.row("linear 77x768->3072", &[&[77, 768], &[3072, 768], &[3072]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
+    bench.row("linear 77x768->768", &[&[77, 768], &[768, 768], &[768]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
+    bench.attention("attention 4096 tok 8x40", 8, 4096, 4096, 40)?;
+    bench.attention("attention 1024 tok 8x80", 8, 1024, 1024, 80)?;
+    bench.attention("attention 4096x77 8x40", 8, 4096, 77, 40)?;
+    bench.attention("attention 4096 tok 1x512", 1, 4096, 4096, 512)?;
+    bench.row("attention 512 tok 4x16 b32", &[&[32, 512, 64], &[32, 512, 64], &[32, 512, 64]], |a| {
+        nn::attention(&a[0], &a[1], &a[2], 4, 0.25, false)
+    })?;
+    bench.row("attention 77 tok 12x64 causal", &[&[1, 77, 768], &[1, 77, 768], &[1, 77, 768]], |a| {
+        nn::attention(&a[0], &a[1], &a[2], 12, 0.125, true)
+    })?;
+    bench.row("linear 16384x64->512", &[&[16384, 64], &[512, 64], &[512]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
+    bench.row("linear 16384x64->64", &[&[16384, 64], &[64, 64], &[64]], |a| nn::linear(&a[0], &a[1], Some(&a[2])))?;
+    Ok(())
+}
+
+/// The optimiser's step with clipping, and the running average behind it, of 16 weights of a million values; no backward pass.
+fn updates(bench: &Bench) -> datum::base::Result<()> {
+    let draw = || {
+        let builder = Builder::random(0);
+        (0..16).try_for_each(|i| builder.get(&[1024, 1024], &i.to_string(), Init::Normal { std: 0.02 }).map(drop))?;
+        builder.finish()
+    };
+    let (store, average) = (draw()?, draw()?);
+    let mut optimizer =
+        AdamW::new(vec![Group::all(&store, 1e-2)], AdamWConfig { max_gradient_norm: Some(1.0), ..AdamWConfig::default() })?;
+    let terms = store.weights().map(|(_, var)| var.sqr()?.sum_all()).collect::<Result<Vec<_>>>()?;
+    let gradients = Gradients::of(&Tensor::stack(&terms, 0)?.sum_all()?, optimizer.parameters())?;
+    bench.update("adamw with clipping 16M", || optimizer.step(&gradients, 1e-6).map(drop).map_err(failed))?;
+    bench.update("running average 16M", || ema::update(&average, &store, 0.999).map_err(failed))?;
+    Ok(())
 }
 
 fn convolutions(bench: &Bench) -> Result<()> {
@@ -100,6 +147,8 @@ fn convolutions(bench: &Bench) -> Result<()> {
     bench.conv("conv3x3 320ch 64x64 s2", &xs, &weight, spec(2, 1, 1, 1))?;
     bench.conv("conv3x3 128ch 256x256", &[1, 128, 256, 256], &[128, 128, 3, 3], spec(1, 1, 1, 1))?;
     bench.conv("conv1x1 320ch 64x64", &xs, &[320, 320, 1, 1], spec(1, 0, 1, 1))?;
+    bench.conv("conv3x3 256ch 33x33 d6", &[1, 256, 33, 33], &[256, 256, 3, 3], spec(1, 6, 6, 1))?;
+    bench.conv("conv3x3 256ch 64x64 g8", &[1, 256, 64, 64], &[256, 32, 3, 3], spec(1, 1, 1, 8))?;
     bench.conv("conv7x7 s4 3->64 512x512", &[1, 3, 512, 512], &[64, 3, 7, 7], spec(4, 3, 1, 1))?;
     // A frozen weight: only the gradient of the inputs is wanted.
     let mut rng = Rng::stream(0, "frozen", &[]);
@@ -121,7 +170,6 @@ fn convolutions(bench: &Bench) -> Result<()> {
 }
 
 fn norms(bench: &Bench) -> Result<()> {
-    let failed = |error: datum::base::Error| candle_core::Error::Msg(error.to_string());
     let builder = Builder::random(0);
     let group = nn::GroupNorm::new(32, 320, 1e-5, &builder.pp("group")).map_err(failed)?;
     bench.row("group norm 32g 320ch 64x64", &[&[1, 320, 64, 64]], |a| group.forward(&a[0]))?;

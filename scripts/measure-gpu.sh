@@ -6,13 +6,13 @@
 #   FOLDER   holds `models`, as scripts/build-cuda.sh leaves it in target/cuda/carry
 #   OUTPUT   the table [default: gpu.md]
 #
-# DEVICE   cuda (default), or cpu to try the script      BUDGET   seconds for the networks (default: 420)
+# DEVICE   cuda (default), or cpu to try the script      BUDGET   seconds for the networks (default: 390)
 # FILTER   rows whose names hold this                    PYTHON   with torch, diffusers, … as in benches/models.py
 # DTYPE    bf16 (default on a GPU): both sides compute in it with f32 weights in training; or f32
 set -eu
 folder=$(cd "$1" && pwd)
 output=${2:-gpu.md}
-export DEVICE="${DEVICE:-cuda}" BUDGET="${BUDGET:-420}" BENCH=models OURS="$folder/models" COMPILE="${COMPILE-1}"
+export DEVICE="${DEVICE:-cuda}" BUDGET="${BUDGET:-390}" BENCH=models OURS="$folder/models" COMPILE="${COMPILE-1}"
 [ "$DEVICE" = cpu ] || export DTYPE="${DTYPE:-bf16}"
 {
     echo "# Measured $(date -u +%Y-%m-%d)"

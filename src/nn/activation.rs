@@ -1,7 +1,7 @@
 //! Activations and softmax, each one pass forward and one pass backward.
 
 use super::cpu::{self, CHUNK, vectorised};
-use super::graph;
+use super::graph::{self, Reads};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -27,7 +27,7 @@ fn map<A: Activation>(xs: &Tensor) -> Result<Tensor> {
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| map::<A>(xs));
     }
-    graph::apply1(&xs.contiguous()?, Map::<A>(PhantomData))
+    graph::apply1(&xs.contiguous()?, Reads::Arguments, Map::<A>(PhantomData))
 }
 
 vectorised! {
@@ -254,7 +254,7 @@ pub fn geglu(xs: &Tensor) -> Result<Tensor> {
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| geglu(xs));
     }
-    graph::apply1(&xs.contiguous()?, Geglu)
+    graph::apply1(&xs.contiguous()?, Reads::Arguments, Geglu)
 }
 
 struct Geglu;
@@ -321,7 +321,7 @@ pub fn softmax(xs: &Tensor) -> Result<Tensor> {
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| softmax(xs));
     }
-    graph::apply1(&xs.contiguous()?, Softmax)
+    graph::apply1(&xs.contiguous()?, Reads::Everything, Softmax)
 }
 
 struct Softmax;

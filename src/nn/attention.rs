@@ -2,7 +2,7 @@
 //! nor backward (where a block of it is computed again).
 
 use super::cpu::{self, Gradients3, Matrix, Threads, vectorised};
-use super::graph;
+use super::graph::{self, Reads};
 use super::swap::{swap_axes, swapped};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -59,7 +59,7 @@ fn attend([q, k, v]: [&Tensor; 3], bias: Option<&Tensor>, settings: Settings) ->
     }
     let bias = bias.map(|bias| bias.detach().contiguous()).transpose()?;
     let op = Attention { settings, sizes, bias, log_sums: OnceLock::new() };
-    graph::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, op)
+    graph::apply3(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, Reads::Everything, op)
 }
 
 /// # Shapes

@@ -1,6 +1,7 @@
 //! Sums, joins and scales of tensors, whose gradients cost no more than themselves.
 
-use super::{cpu, graph};
+use super::cpu;
+use super::graph::{self, Reads};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
 /// Whether these are for operations of ours: others are left to the engine.
@@ -13,7 +14,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !is_ours(&[a, b]) || a.shape() != b.shape() {
         return a + b;
     }
-    graph::apply2(&a.contiguous()?, &b.contiguous()?, Sum)
+    graph::apply2(&a.contiguous()?, &b.contiguous()?, Reads::Shapes, Sum)
 }
 
 struct Sum;
@@ -45,7 +46,7 @@ pub fn join_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.rank() < 2 || a.rank() != b.rank() || a.dims()[0] != b.dims()[0] || a.dims()[2..] != b.dims()[2..] {
         bail!("channels of {:?} and {:?} cannot be joined", a.shape(), b.shape())
     }
-    graph::apply2(&a.contiguous()?, &b.contiguous()?, JoinChannels)
+    graph::apply2(&a.contiguous()?, &b.contiguous()?, Reads::Shapes, JoinChannels)
 }
 
 struct JoinChannels;
@@ -86,7 +87,7 @@ pub fn scale_channels(xs: &Tensor, scale: &Tensor) -> Result<Tensor> {
     if scale.dims() != &xs.dims()[xs.rank().saturating_sub(1)..] {
         bail!("scale_channels: {:?} by {:?}", xs.shape(), scale.shape())
     }
-    graph::apply2(&xs.contiguous()?, &scale.contiguous()?, ScaleChannels)
+    graph::apply2(&xs.contiguous()?, &scale.contiguous()?, Reads::Arguments, ScaleChannels)
 }
 
 struct ScaleChannels;
@@ -132,7 +133,7 @@ pub(super) fn scale_parts(xs: &Tensor, factors: Vec<f32>, shape: &[usize]) -> Re
     if !is_ours(&[xs]) {
         return xs.broadcast_mul(&Tensor::from_vec(factors, shape, xs.device())?.to_dtype(xs.dtype())?);
     }
-    graph::apply1(&xs.contiguous()?, ScaleParts(factors))
+    graph::apply1(&xs.contiguous()?, Reads::Shapes, ScaleParts(factors))
 }
 
 struct ScaleParts(Vec<f32>);

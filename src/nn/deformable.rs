@@ -1,7 +1,7 @@
 //! Multi-scale deformable attention: every query looks at a few points of each feature level, wherever it wants them.
 
 use super::cpu::{self, Gradients3, vectorised};
-use super::graph;
+use super::graph::{self, Reads};
 use super::points::Corners;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -53,7 +53,7 @@ pub fn deformable_attention(
         return cpu::rounded([value, offsets, weights], op);
     }
     let op = Deformable { levels: levels.to_vec(), references: references.to_vec(), tokens, heads, dim, queries, points };
-    graph::apply3(&value.contiguous()?, &offsets.contiguous()?, &weights.contiguous()?, op)
+    graph::apply3(&value.contiguous()?, &offsets.contiguous()?, &weights.contiguous()?, Reads::Arguments, op)
 }
 
 struct Deformable {

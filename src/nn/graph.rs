@@ -45,6 +45,17 @@ fn with_recording<T>(on: bool, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// What the backward pass of an operation reads beside the gradient. What it does not read need not stay in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Nothing; shapes are always known.
+    Shapes,
+    /// Values of arguments, not of the result.
+    Arguments,
+    /// Values of arguments and of the result.
+    Everything,
+}
+
 /// One of our operations.
 enum Operation {
     One(Box<dyn CustomOp1 + Send + Sync>),
@@ -55,11 +66,27 @@ enum Operation {
 /// Where a result came from.
 struct Node {
     operation: Operation,
+    reads: Reads,
     /// None behind a backward pass, which gives their memory back as it goes.
-    arguments: Mutex<Vec<Tensor>>,
+    arguments: Mutex<Vec<Argument>>,
     /// Larger than those of the arguments.
     number: u64,
     result: OnceLock<TensorId>,
+}
+
+/// What an operation was applied to.
+enum Argument {
+    Whole(Tensor),
+    /// A recorded result whose values no backward pass reads: where it came from, and a view of one number in its shape.
+    Shape(Arc<Node>, Tensor),
+}
+
+impl Argument {
+    fn tensor(&self) -> &Tensor {
+        match self {
+            Self::Whole(tensor) | Self::Shape(_, tensor) => tensor,
+        }
+    }
 }
 
 impl Drop for Node {
@@ -71,8 +98,18 @@ impl Drop for Node {
 }
 
 impl Node {
-    fn arguments(&self) -> MutexGuard<'_, Vec<Tensor>> {
+    fn arguments(&self) -> MutexGuard<'_, Vec<Argument>> {
         self.arguments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of the values of those arguments that no backward pass reads.
+    fn let_go(&self, handle: &Var) -> Result<()> {
+        for argument in self.arguments().iter_mut() {
+            let tensor = argument.tensor();
+            let Some(node) = node_of(tensor).filter(|node| node.reads != Reads::Everything) else { continue };
+            *argument = Argument::Shape(node, handle.broadcast_as(tensor.shape())?);
+        }
+        Ok(())
     }
 
     fn name(&self) -> &'static str {
@@ -101,36 +138,51 @@ impl Node {
 }
 
 /// `op` on `a`.
-pub(crate) fn apply1(a: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
-    if is_recorded(&[a]) { record(Operation::One(Box::new(op)), &[a]) } else { a.apply_op1(op) }
+pub(crate) fn apply1(a: &Tensor, reads: Reads, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
+    if is_recorded(&[a]) { record(Operation::One(Box::new(op)), reads, &[a]) } else { a.apply_op1(op) }
 }
 
 /// `op` on `a` and `b`.
-pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
-    if is_recorded(&[a, b]) { record(Operation::Two(Box::new(op)), &[a, b]) } else { a.apply_op2(b, op) }
+pub(crate) fn apply2(a: &Tensor, b: &Tensor, reads: Reads, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
+    if is_recorded(&[a, b]) { record(Operation::Two(Box::new(op)), reads, &[a, b]) } else { a.apply_op2(b, op) }
 }
 
 /// `op` on `a`, `b` and `c`.
-pub(crate) fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
-    if is_recorded(&[a, b, c]) { record(Operation::Three(Box::new(op)), &[a, b, c]) } else { a.apply_op3(b, c, op) }
+pub(crate) fn apply3(
+    a: &Tensor,
+    b: &Tensor,
+    c: &Tensor,
+    reads: Reads,
+    op: impl CustomOp3 + Send + Sync + 'static,
+) -> Result<Tensor> {
+    if is_recorded(&[a, b, c]) { record(Operation::Three(Box::new(op)), reads, &[a, b, c]) } else { a.apply_op3(b, c, op) }
 }
 
 fn is_recorded(arguments: &[&Tensor]) -> bool {
     RECORDING.get() && arguments.iter().any(|argument| argument.track_op())
 }
 
-fn record(operation: Operation, arguments: &[&Tensor]) -> Result<Tensor> {
+/// Where a result that was recorded came from.
+fn node_of(result: &Tensor) -> Option<Arc<Node>> {
+    nodes().get(&result.id()).and_then(Weak::upgrade)
+}
+
+fn record(operation: Operation, reads: Reads, arguments: &[&Tensor]) -> Result<Tensor> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let handle = handle(arguments[0].device())?;
     let node = Arc::new(Node {
         operation,
-        arguments: Mutex::new(arguments.iter().map(|argument| (*argument).clone()).collect()),
+        reads,
+        arguments: Mutex::new(arguments.iter().map(|argument| Argument::Whole((*argument).clone())).collect()),
         number: COUNT.fetch_add(1, Ordering::Relaxed),
         result: OnceLock::new(),
     });
     let result = handle.apply_op1(Recorded(node.clone()))?;
     nodes().insert(result.id(), Arc::downgrade(&node));
     let _ = node.result.set(result.id());
+    if reads == Reads::Shapes {
+        node.let_go(&handle)?;
+    }
     Ok(result)
 }
 
@@ -150,7 +202,7 @@ fn handle(device: &Device) -> Result<Var> {
 macro_rules! forward {
     ($node:expr, $kind:ident, $method:ident) => {{
         let arguments = $node.arguments();
-        let held: Vec<_> = arguments.iter().map(Tensor::storage_and_layout).collect();
+        let held: Vec<_> = arguments.iter().map(|argument| argument.tensor().storage_and_layout()).collect();
         let of = |i: usize| match &*held[i].0 {
             Storage::$kind(storage) => Ok((storage, held[i].1)),
             _ => bail!("{}: arguments on the GPU and on the processor", $node.name()),
@@ -214,15 +266,20 @@ pub fn backward_from(starts: &[(&Tensor, Tensor)]) -> Result<GradStore> {
     with_recording(false, || {
         let mut flow = Flow::default();
         for (out, gradient) in starts {
+            check(out, gradient)?;
             flow.send(out, gradient.detach())?;
         }
         while let Some((_, Pending { node, result, gradient })) = flow.pending.pop_last() {
             let arguments = std::mem::take(&mut *node.arguments());
-            let gradients = node.backward(&arguments, &result, &gradient)?;
-            drop((result, gradient));
+            let tensors: Vec<Tensor> = arguments.iter().map(|argument| argument.tensor().clone()).collect();
+            let gradients = node.backward(&tensors, &result, &gradient)?;
+            drop((tensors, result, gradient));
             for (argument, gradient) in arguments.into_iter().zip(gradients) {
-                if let Some(gradient) = gradient.filter(|_| argument.track_op()) {
-                    flow.send(&argument, gradient.detach())?;
+                let Some(gradient) = gradient.filter(|_| argument.tensor().track_op()) else { continue };
+                check(argument.tensor(), &gradient)?;
+                match argument {
+                    Argument::Whole(argument) => flow.send(&argument, gradient.detach())?,
+                    Argument::Shape(node, result) => flow.arrive(node, &result, gradient.detach())?,
                 }
             }
         }
@@ -246,9 +303,6 @@ struct Flow {
 
 impl Flow {
     fn send(&mut self, to: &Tensor, gradient: Tensor) -> Result<()> {
-        if to.shape() != gradient.shape() {
-            bail!("a gradient of shape {:?} for a tensor of shape {:?}", gradient.shape(), to.shape())
-        }
         if to.is_variable() {
             let sum = match self.leaves.remove(to) {
                 Some(sum) => sum.add(&gradient)?,
@@ -257,8 +311,14 @@ impl Flow {
             self.leaves.insert(to, sum);
             return Ok(());
         }
-        let node = nodes().get(&to.id()).and_then(Weak::upgrade);
-        let Some(node) = node else { return self.through_engine(to, gradient) };
+        match node_of(to) {
+            Some(node) => self.arrive(node, to, gradient),
+            None => self.through_engine(to, gradient),
+        }
+    }
+
+    /// At a result of ours, or what stands for it.
+    fn arrive(&mut self, node: Arc<Node>, to: &Tensor, gradient: Tensor) -> Result<()> {
         match self.pending.get_mut(&node.number) {
             Some(pending) => pending.gradient = pending.gradient.add(&gradient)?,
             None => {
@@ -278,6 +338,13 @@ impl Flow {
         let caught = CAUGHT.replace(before).unwrap_or_default();
         self.leaves.extend(store?)?;
         caught.into_iter().try_for_each(|(result, gradient)| self.send(&result, gradient))
+    }
+}
+
+fn check(to: &Tensor, gradient: &Tensor) -> Result<()> {
+    match to.shape() == gradient.shape() {
+        true => Ok(()),
+        false => bail!("a gradient of shape {:?} for a tensor of shape {:?}", gradient.shape(), to.shape()),
     }
 }
 
@@ -308,7 +375,7 @@ impl CustomOp1 for Root {
 mod tests {
     use super::*;
     use crate::base::Rng;
-    use crate::nn::{ConvSpec, add, conv2d, gelu, join_channels, linear, silu, swap_axes};
+    use crate::nn::{ConvSpec, add, conv2d, gelu, join_channels, linear, silu, softmax, swap_axes};
     use candle_core::Device;
 
     struct Weights {
@@ -399,6 +466,25 @@ mod tests {
         assert!(backward(&loss).unwrap_err().to_string().contains("a second backward pass"));
         let start = weights.images.zeros_like().unwrap();
         assert!(backward_from(&[(&loss, start)]).unwrap_err().to_string().contains("a gradient of shape"));
+    }
+
+    #[test]
+    fn values_that_no_backward_pass_reads_are_let_go() {
+        let weights = Weights::new();
+        let kept = |result: &Tensor| -> Vec<bool> {
+            let node = node_of(result).unwrap();
+            node.arguments().iter().map(|argument| matches!(argument, Argument::Whole(_))).collect()
+        };
+        recording(|| {
+            let conv = conv2d(&weights.images, &weights.kernel, None, ConvSpec { padding: 1, ..ConvSpec::default() })?;
+            let odds = softmax(&conv)?;
+            assert_eq!(kept(&add(&conv, &odds)?), [false, true], "softmax reads its result");
+            assert_eq!(kept(&add(&conv, &weights.images)?), [false, true], "a parameter");
+            assert_eq!(kept(&add(&conv, &(&conv * 2.0)?)?), [false, true], "a result of the engine");
+            assert_eq!(kept(&silu(&conv)?), [true], "silu reads its argument");
+            candle_core::Result::Ok(())
+        })
+        .unwrap();
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Linear layers, embeddings, and low-rank adapters on linear layers.
 
 use super::cpu::{self, Gradients3, Matrix, Threads};
-use super::{Builder, Init, graph};
+use super::graph::{self, Reads};
+use super::{Builder, Init};
 use crate::base::Result;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result as TensorResult, Shape, Tensor, bail};
 use std::borrow::Cow;
@@ -21,8 +22,8 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResu
         return cpu::rounded([&xs, &weight.to_dtype(xs.dtype())?], |[xs, weight]| linear(xs, weight, bias));
     }
     match bias {
-        Some(bias) => graph::apply3(&xs, &weight, &bias.contiguous()?, Product),
-        None => graph::apply2(&xs, &weight, Product),
+        Some(bias) => graph::apply3(&xs, &weight, &bias.contiguous()?, Reads::Arguments, Product),
+        None => graph::apply2(&xs, &weight, Reads::Arguments, Product),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Losses.
 
 use super::cpu::{self, CHUNK, vectorised};
-use super::graph;
+use super::graph::{self, Reads};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::sync::OnceLock;
@@ -31,7 +31,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor, weights: Option<&Tensor>)
     }
     let labels = labels.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
     let weights = weights.map(|weights| weights.flatten_all()?.to_vec1()).transpose()?;
-    graph::apply1(&logits.contiguous()?, CrossEntropy { labels, weights, log_sums: OnceLock::new() })
+    graph::apply1(&logits.contiguous()?, Reads::Arguments, CrossEntropy { labels, weights, log_sums: OnceLock::new() })
 }
 
 /// One loss; remembers log Σ exp of every pixel for the backward pass.
@@ -167,7 +167,7 @@ pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
     if prediction.device().is_cuda() {
         return super::cuda::mse(prediction, target);
     }
-    graph::apply2(&prediction.contiguous()?, &target.contiguous()?, SquaredError)
+    graph::apply2(&prediction.contiguous()?, &target.contiguous()?, Reads::Arguments, SquaredError)
 }
 
 struct SquaredError;

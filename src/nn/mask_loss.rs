@@ -1,7 +1,8 @@
 //! Losses of binary masks given as logits at sampled points.
 
 use super::activation::sigmoid_of;
-use super::{cpu, graph};
+use super::cpu;
+use super::graph::{self, Reads};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -22,7 +23,7 @@ pub fn mask_losses(logits: &Tensor, targets: Vec<f32>) -> Result<Tensor> {
     if logits.device().is_cuda() {
         return super::cuda::mask_losses(logits, &targets);
     }
-    graph::apply1(&logits.contiguous()?, MaskLosses { targets, points })
+    graph::apply1(&logits.contiguous()?, Reads::Arguments, MaskLosses { targets, points })
 }
 
 /// `log(1 + eˣ)` without overflow.

@@ -1,6 +1,7 @@
 //! Values of maps between their pixels: bilinear sampling at points, zero outside the map.
 
-use super::{cpu, graph};
+use super::cpu;
+use super::graph::{self, Reads};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// The four pixels around a point, with their weights, and what the weights' slopes need.
@@ -71,7 +72,7 @@ pub fn sample_points(maps: &Tensor, points: Vec<f32>, per_map: usize) -> Result<
     if maps.device().is_cuda() {
         return super::cuda::sample_points(maps, &points, per_map);
     }
-    graph::apply1(&maps.contiguous()?, SamplePoints { points, per_map, size: (height, width) })
+    graph::apply1(&maps.contiguous()?, Reads::Shapes, SamplePoints { points, per_map, size: (height, width) })
 }
 
 /// [`sample_points`] of masks of 0 and 1, without gradient.

@@ -1,7 +1,8 @@
 //! Pooling.
 
 use super::cpu::vectorised;
-use super::{ConvSpec, cpu, graph};
+use super::graph::{self, Reads};
+use super::{ConvSpec, cpu};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::sync::OnceLock;
 
@@ -25,7 +26,11 @@ pub fn max_pool2d(xs: &Tensor, kernel: usize, spec: ConvSpec) -> Result<Tensor> 
         return cpu::rounded([xs], |[xs]| max_pool2d(xs, kernel, spec));
     }
     let out = (out(height), out(width));
-    graph::apply1(&xs.contiguous()?, MaxPool { kernel, spec, size: (height, width), out, winners: OnceLock::new() })
+    graph::apply1(
+        &xs.contiguous()?,
+        Reads::Shapes,
+        MaxPool { kernel, spec, size: (height, width), out, winners: OnceLock::new() },
+    )
 }
 
 /// One max pooling of planes of `size` to planes of `out`.

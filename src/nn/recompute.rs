@@ -1,6 +1,6 @@
 //! Trades time for memory: parts of a network whose inner activations are computed again in the backward pass.
 
-use super::graph;
+use super::graph::{self, Reads};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::backprop::GradStore;
@@ -41,7 +41,7 @@ impl Recompute {
             return forward(a, b, c);
         }
         let out = forward(&a.detach(), &b.detach(), &c.detach())?.detach().contiguous()?;
-        graph::apply3(a, b, c, Segment { forward, out: Mutex::new(Some(out)), recompute: self.clone() })
+        graph::apply3(a, b, c, Reads::Everything, Segment { forward, out: Mutex::new(Some(out)), recompute: self.clone() })
     }
 
     /// The gradients of everything `loss` depends on, the parameters of segments included.

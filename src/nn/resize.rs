@@ -1,7 +1,7 @@
 //! Resizing of feature maps, one axis at a time.
 
 use super::cpu::{self, vectorised};
-use super::graph;
+use super::graph::{self, Reads};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use std::ops::Range;
 
@@ -66,7 +66,7 @@ fn resize(xs: &Tensor, rows: Axis, columns: Axis) -> Result<Tensor> {
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| resize(xs, rows, columns));
     }
-    graph::apply1(&xs.contiguous()?, Resize { rows, columns })
+    graph::apply1(&xs.contiguous()?, Reads::Shapes, Resize { rows, columns })
 }
 
 /// Where one target pixel of an axis comes from: `(1 − share) · source[low] + share · source[high]`.

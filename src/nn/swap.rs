@@ -1,7 +1,9 @@
 //! Swapping two axes.
 
-use super::{cpu, graph};
+use super::cpu::{self, vectorised};
+use super::graph::{self, Reads};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use std::mem::MaybeUninit;
 
 /// Rows that are written together where single values move: what is read of one line of memory belongs to that many.
 const ROWS: usize = 16;
@@ -27,7 +29,7 @@ pub fn swap_axes(xs: &Tensor, sizes: [usize; 4], shape: impl Into<Shape>) -> Res
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| swap_axes(xs, sizes, shape));
     }
-    graph::apply1(&xs.contiguous()?, Swap { sizes, shape })
+    graph::apply1(&xs.contiguous()?, Reads::Shapes, Swap { sizes, shape })
 }
 
 struct Swap {
@@ -47,6 +49,11 @@ pub fn swapped(xs: &[f32], [_, a, b, inner]: [usize; 4]) -> Vec<f32> {
             let count = (b - j).min(rest.len() / row);
             let (part, others) = rest.split_at_mut(count * row);
             let from = &xs[outer * b * row..(outer + 1) * b * row];
+            if inner == 1 {
+                turn(&from[j..], b, count, part, a);
+                (rest, next) = (others, next + count);
+                continue;
+            }
             for i in 0..a {
                 let line = &from[(i * b + j) * inner..][..count * inner];
                 for (k, values) in line.chunks_exact(inner).enumerate() {
@@ -58,9 +65,30 @@ pub fn swapped(xs: &[f32], [_, a, b, inner]: [usize; 4]) -> Vec<f32> {
             }
             (rest, next) = (others, next + count);
         }
-        // SAFETY: (k, i) ran over all `count` rows of all a pieces of every part, which is all of the chunk.
+        // SAFETY: here or in `turn`, (k, i) ran over all `count` rows of all a pieces of every part, which is all of the chunk.
         unsafe { out.assume_init_mut() }
     })
+}
+
+vectorised! {
+    /// `out[k·a + i] = from[i·pitch + k]` for all i < `a`, k < `count` ≤ [`ROWS`]: by square tiles, so that lines of memory are read and
+    /// written whole.
+    fn turn(from: &[f32], pitch: usize, count: usize, out: &mut [MaybeUninit<f32>], a: usize) {
+        for first in (0..a).step_by(ROWS) {
+            let width = ROWS.min(a - first);
+            let mut tile = [[0f32; ROWS]; ROWS];
+            for i in 0..width {
+                for (k, x) in from[(first + i) * pitch..][..count].iter().enumerate() {
+                    tile[k][i] = *x;
+                }
+            }
+            for (k, row) in tile.iter().enumerate().take(count) {
+                for (out, x) in out[k * a + first..][..width].iter_mut().zip(row) {
+                    out.write(*x);
+                }
+            }
+        }
+    }
 }
 
 impl CustomOp1 for Swap {

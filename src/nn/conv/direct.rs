@@ -14,8 +14,8 @@ const BLOCK: usize = 4096;
 /// Longest weight: beyond it, what other methods save in products is more than what this one saves in copies.
 const MAX_WEIGHT: usize = 1 << 17;
 
-/// The method applies, and is the fastest (measured): plain kernels of some channels on maps that are wide enough for the
-/// zeros between their rows not to count.
+/// The method applies, and is the fastest (measured): plain kernels on maps that are wide enough for the zeros between their rows not
+/// to count, with some channels or a stride, which takes the place of channels.
 pub fn wins(sizes: &Sizes, direction: Direction) -> bool {
     let enough = match direction {
         Direction::Forward => sizes.out_channels >= SLIDE_ROWS,
@@ -23,7 +23,12 @@ pub fn wins(sizes: &Sizes, direction: Direction) -> bool {
     };
     let weight = sizes.out_channels * sizes.in_channels * sizes.area();
     let plain = sizes.spec.groups == 1 && sizes.spec.dilation == 1 && sizes.area() > 1;
-    plain && enough && sizes.in_channels >= 16 && sizes.out_width >= 24 && sizes.out_height >= 8 && weight <= MAX_WEIGHT
+    plain
+        && enough
+        && (sizes.in_channels >= 16 || sizes.spec.stride > 1)
+        && sizes.out_width >= 24
+        && sizes.out_height >= 8
+        && weight <= MAX_WEIGHT
 }
 
 /// A matrix (rows, taps) by blocks of [`SLIDE_ROWS`] rows, zeros below the last: block by block the taps, each with its rows.
@@ -132,6 +137,9 @@ pub fn backward(sizes: &Sizes, given: &Backward) -> InputAndWeight {
 fn input_gradient(plane: &Plane, weight: &[f32], wide: &[f32]) -> Vec<f32> {
     let sizes = plane.sizes;
     let (inputs, outputs, area) = (sizes.in_channels, sizes.out_channels, sizes.area());
+    if inputs < SLIDE_ROWS && sizes.spec.stride > 1 {
+        return input_gradient_of_few(plane, weight, wide);
+    }
     let (front, length) = (plane.reach(), plane.gradient_len(plane.reach()));
     // Pixel j of a phase gets what the outputs j − offset took from it.
     let phases: Vec<_> = (0..sizes.spec.stride.pow(2))
@@ -158,6 +166,34 @@ fn input_gradient(plane: &Plane, weight: &[f32], wide: &[f32]) -> Vec<f32> {
         }
     });
     out
+}
+
+/// For fewer channels than a block has rows: all phases of all channels are rows of one matrix, with zeros for the taps a phase lacks.
+fn input_gradient_of_few(plane: &Plane, weight: &[f32], wide: &[f32]) -> Vec<f32> {
+    let sizes = plane.sizes;
+    let (inputs, outputs, area) = (sizes.in_channels, sizes.out_channels, sizes.area());
+    let (front, length, phases) = (plane.reach(), plane.gradient_len(plane.reach()), sizes.spec.stride.pow(2));
+    let mut distances: Vec<usize> = plane.taps.iter().map(|tap| tap.1).collect();
+    distances.sort_unstable();
+    distances.dedup();
+    let starts: Vec<usize> = distances.iter().map(|distance| front - distance).collect();
+    let offsets = windows(outputs, length, &starts);
+    let kernels = Kernels::new(inputs * phases, offsets.len(), |row| {
+        let (c, phase, distances) = (row / phases, row % phases, &distances);
+        let tap = move |distance: &usize| plane.taps.iter().position(|tap| *tap == (phase, *distance));
+        let of = move |o: usize, tap: Option<usize>| tap.map_or(0.0, |tap| weight[(o * inputs + c) * area + tap]);
+        (0..outputs).flat_map(move |o| distances.iter().map(move |distance| of(o, tap(distance))))
+    });
+    let rows = phases * plane.phase_len();
+    let mut pixels = vec![0.0; sizes.batch * inputs * rows];
+    for_each_block(&mut pixels, inputs * phases, plane.phase_len(), |image, block, out, sums| {
+        sums.resize(SLIDE_ROWS * plane.phase_len(), 0.0);
+        let source = &wide[image * outputs * length..][..outputs * length];
+        cpu::slide_rows(kernels.block(block), &offsets, source, sums, plane.phase_len(), plane.phase_len());
+        out.copy_from_slice(&sums[..out.len()]);
+    });
+    let in_plane = sizes.in_plane();
+    cpu::fill_chunks(sizes.batch * inputs * in_plane, in_plane, |i, out| plane.store(&pixels[i * rows..][..rows], out))
 }
 
 fn weight_gradient(plane: &Plane, padded: &[f32], wide: &[f32]) -> Vec<f32> {
@@ -231,10 +267,12 @@ mod tests {
     #[test]
     fn an_image_has_the_same_bits_alone_and_in_a_batch() {
         plain_sum::check_batch(&sizes(([3, 20, 21, 26], 27, (3, 3), 1, 1, 1)), forward);
+        plain_sum::check_batch(&sizes(([3, 3, 41, 53], 12, (7, 7), 4, 3, 1)), forward);
     }
 
     #[test]
     fn results_have_the_same_bits_for_any_number_of_threads() {
         plain_sum::check_threads(&sizes(([2, 20, 30, 34], 27, (3, 3), 1, 1, 1)), forward, backward);
+        plain_sum::check_threads(&sizes(([2, 3, 41, 53], 12, (7, 7), 4, 3, 1)), forward, backward);
     }
 }

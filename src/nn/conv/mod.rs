@@ -10,7 +10,8 @@ mod plane;
 mod small;
 mod winograd;
 
-use super::{Builder, Init, cpu, graph};
+use super::graph::{self, Reads};
+use super::{Builder, Init, cpu};
 use crate::base::Result;
 use candle_core::{Result as TensorResult, Tensor};
 use op::Convolution;
@@ -53,8 +54,8 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, spec: ConvSpe
         return cpu::rounded([&xs, &weight.to_dtype(xs.dtype())?], |[xs, weight]| conv2d(xs, weight, bias, spec));
     }
     match bias {
-        Some(bias) => graph::apply3(&xs, &weight, &bias.contiguous()?, Convolution(spec)),
-        None => graph::apply2(&xs, &weight, Convolution(spec)),
+        Some(bias) => graph::apply3(&xs, &weight, &bias.contiguous()?, Reads::Arguments, Convolution(spec)),
+        None => graph::apply2(&xs, &weight, Reads::Arguments, Convolution(spec)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The GPU as a machine for kernels, and operations on its tensors with gradients.
 
 use super::machine::{Arg, BLOCK, Kernels, Kind, Machine, Module};
-use crate::nn::graph;
+use crate::nn::graph::{self, Reads};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::sys::CUdeviceptr;
@@ -197,9 +197,9 @@ where
     let Some(storage) = result.owned else { bail!("{name}: the result belongs to another tensor") };
     let op = Ready { name, result: Mutex::new(Some((storage, shape.into()))), backward };
     match args {
-        [a] => graph::apply1(a, op),
-        [a, b] => graph::apply2(a, b, op),
-        [a, b, c] => graph::apply3(a, b, c, op),
+        [a] => graph::apply1(a, Reads::Everything, op),
+        [a, b] => graph::apply2(a, b, Reads::Everything, op),
+        [a, b, c] => graph::apply3(a, b, c, Reads::Everything, op),
         _ => bail!("{name}: {} arguments", args.len()),
     }
 }

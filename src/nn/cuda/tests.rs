@@ -10,6 +10,7 @@ use crate::nn::norm::{GroupNormOp, batch_norm, group_norm, layer_norm};
 use crate::nn::{self, ConvSpec, backward_from};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
+mod compiled;
 mod sampling;
 
 type Kernel<'m> = Kernels<'m, Emulator>;

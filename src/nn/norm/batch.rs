@@ -2,6 +2,7 @@
 
 use crate::base::group::Share;
 use crate::nn::cpu::{self, CHUNK, Gradients3, vectorised};
+use crate::nn::graph::Reads;
 use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -99,6 +100,11 @@ impl BatchNormOp {
     /// 1/√(variance + eps) of a channel.
     fn scale(&self, channel: usize) -> f64 {
         1.0 / (f64::from(self.variance[channel]) + self.eps).sqrt()
+    }
+
+    /// What was cut off is told by the result.
+    pub fn reads(&self) -> Reads {
+        if self.ceiling.is_some() { Reads::Everything } else { Reads::Arguments }
     }
 
     /// The gradient of what was cut to `result`.

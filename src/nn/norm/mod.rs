@@ -3,7 +3,8 @@
 mod batch;
 mod rows;
 
-use super::{Builder, Init, Pass, cpu, graph};
+use super::graph::{self, Reads};
+use super::{Builder, Init, Pass, cpu};
 use crate::base::Result;
 use crate::base::group::Share;
 use batch::{BatchNormOp, batch_statistics};
@@ -43,7 +44,7 @@ pub(super) fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) 
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| layer_norm(xs, weight, bias, eps));
     }
-    graph::apply3(&xs.contiguous()?, weight, bias, LayerNormOp::new(eps))
+    graph::apply3(&xs.contiguous()?, weight, bias, Reads::Arguments, LayerNormOp::new(eps))
 }
 
 /// The operation of [`GroupNorm`]. # Shapes: `xs` (B, C, …), `weight` and `bias` (C)
@@ -56,7 +57,7 @@ pub(super) fn group_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupN
     if cpu::is_narrow(xs) {
         return cpu::rounded([xs], |[xs]| group_norm(xs, weight, bias, op));
     }
-    graph::apply3(&xs.contiguous()?, weight, bias, op)
+    graph::apply3(&xs.contiguous()?, weight, bias, Reads::Arguments, op)
 }
 
 /// The operation of [`BatchNorm2d`] with the statistics of the batch, cut off to 0…`ceiling` where there is one.
@@ -74,7 +75,8 @@ pub(super) fn batch_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, 
     }
     let share = Share::whole();
     let (mean, variance) = batch_statistics(xs, &share)?;
-    graph::apply3(&xs.contiguous()?, weight, bias, BatchNormOp { mean, variance, eps, of_batch: Some(share), ceiling })
+    let op = BatchNormOp { mean, variance, eps, of_batch: Some(share), ceiling };
+    graph::apply3(&xs.contiguous()?, weight, bias, op.reads(), op)
 }
 
 /// The activation of a norm as an operation of its own.
@@ -203,7 +205,7 @@ impl BatchNorm2d {
             (self.running_mean.to_vec1()?, self.running_var.to_vec1()?)
         };
         let op = BatchNormOp { mean, variance, eps: self.eps, of_batch: of_batch.then(|| share.clone()), ceiling };
-        graph::apply3(&xs.contiguous()?, &self.weight, &self.bias, op)
+        graph::apply3(&xs.contiguous()?, &self.weight, &self.bias, op.reads(), op)
     }
 
     /// The same without values that leave the GPU: nothing waits for it.
