@@ -50,25 +50,25 @@ const SCRIPT: Script = Script {
         Step {
             title: "nano repaints the streets after them",
             folder: "generate",
-            seconds: [165.0, 20.0],
+            seconds: [201.0, 20.0],
             command: "generate --prompts @/prompts --model nano --init-images @/source/images --init-style prompt",
         },
         Step {
             title: "a segmenter on a frozen CLIP learns from the source",
             folder: "start",
-            seconds: [266.0, 25.0],
+            seconds: [208.0, 25.0],
             command: "train --source street=@/source --iterations {start}",
         },
         Step {
             title: "it goes on with the source alone",
             folder: "source-only",
-            seconds: [103.0, 10.0],
+            seconds: [78.0, 10.0],
             command: "train --source street=@/source --init @/start",
         },
         Step {
             title: "or with the source and what was painted, which a slow copy of it labels",
             folder: "joint",
-            seconds: [130.0, 15.0],
+            seconds: [92.0, 15.0],
             command: "train --stage joint --source street=@/source --generated @/generate --init-images @/source/images \
                   --init @/start",
         },

@@ -37,33 +37,33 @@ const SCRIPT: Script = Script {
         Step {
             title: "nano learns the look of the photo",
             folder: "personalize",
-            seconds: [52.0, 17.0],
+            seconds: [30.0, 13.0],
             command: "personalize @/photo/images/000000.png --base nano --class-images @/source/images",
         },
         Step {
             title: "it redraws the streets in that look",
             folder: "generate",
-            seconds: [71.0, 14.0],
+            seconds: [45.0, 10.0],
             command: "generate --prompts things.txt --model @/personalize --init-images @/source/images \
                   --init-style @/photo/images/000000.png",
         },
         Step {
             title: "a segmenter learns from the source",
             folder: "start",
-            seconds: [202.0, 82.0],
+            seconds: [102.0, 37.0],
             command: "adapt --source street=@/source --strategy source-only --iterations {start} --set learning_rate=2e-3 \
                   --set warmup=50",
         },
         Step {
             title: "it goes on with the source alone",
             folder: "source-only",
-            seconds: [72.0, 18.0],
+            seconds: [35.0, 12.0],
             command: "adapt --source street=@/source --strategy source-only --init @/start --validation @/unseen.toml",
         },
         Step {
             title: "or with source and pseudo-target",
             folder: "adapted",
-            seconds: [155.0, 37.0],
+            seconds: [80.0, 26.0],
             command: "adapt --source street=@/source --target @/pseudo-target --init @/start --set fourier=0.01 \
                   --validation @/unseen.toml",
         },
