@@ -2,8 +2,7 @@
 
 Segmenters come from tests/golden/seg.py, the networks of Stable Diffusion from diffusers, transformers and peft, the others from
 timm and segment-anything. DEVICE=cuda computes on a GPU; COMPILE=1 compiles, for the rows of `COMPILED`, the step, or the forward pass
-where there is no step; DTYPE=bf16 computes forward
-passes with weights in bf16 and steps under autocast with weights in f32; two threads.
+where there is no step; DTYPE=bf16 computes forward passes with weights in bf16 and steps under autocast with weights in f32; two threads.
 """
 import os
 import resource
@@ -150,10 +149,11 @@ unet("small U-Net, 40x40 latents", 1, (40, 40), 16, "full", block_out_channels=(
      cross_attention_dim=128, attention_head_dim=4,
      down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
      up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
-unet("nano's U-Net, 16x32x64 latents", 16, (32, 64), 48, "full", block_out_channels=(64, 128, 128), norm_num_groups=16,
-     cross_attention_dim=96, attention_head_dim=4,
-     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+for batch, sides in [(16, (32, 64)), (32, (16, 32))]:
+    unet(f"nano's U-Net, {batch}x{sides[0]}x{sides[1]} latents", batch, sides, 48, "full", block_out_channels=(64, 128, 128),
+         norm_num_groups=16, cross_attention_dim=96, attention_head_dim=4,
+         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
 unet("SD 1.5 U-Net, 32x32 latents", 1, (32, 32), 77, "full")
 unet("SD 1.5 U-Net + LoRA, 32x32 latents", 1, (32, 32), 77, "lora")
 unet("SD 1.5 U-Net, 64x64 latents", 1, (64, 64), 77, "full" if gpu else None)

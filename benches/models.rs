@@ -138,7 +138,8 @@ impl Bench {
 
     fn unets(&self) -> Result<()> {
         self.unet("small U-Net, 40x40 latents", &small_unet(), (1, 40), 16, Step::Full)?;
-        self.nano("nano's U-Net, 16x32x64 latents")?;
+        self.nano("nano's U-Net, 16x32x64 latents", 16, (32, 64))?;
+        self.nano("nano's U-Net, 32x16x32 latents", 32, (16, 32))?;
         let sd = UNetConfig::default();
         self.unet("SD 1.5 U-Net, 32x32 latents", &sd, (1, 32), 77, Step::Full)?;
         self.unet("SD 1.5 U-Net + LoRA, 32x32 latents", &sd, (1, 32), 77, Step::Lora)?;
@@ -159,19 +160,19 @@ impl Bench {
     }
 
     /// The step as `datum pretrain` does it, in micro-batches.
-    fn nano(&self, name: &str) -> Result<()> {
+    fn nano(&self, name: &str, batch: usize, (height, width): (usize, usize)) -> Result<()> {
         if !self.wants(name) {
             return Ok(());
         }
         let config = nano_unet();
-        let (latents, context) = (normal(&[16, 4, 32, 64])?, normal(&[16, 48, config.cross_attention_dim])?);
-        let when = Tensor::full(500f32, 16, &device::current())?;
+        let (latents, context) = (normal(&[batch, 4, height, width])?, normal(&[batch, 48, config.cross_attention_dim])?);
+        let when = Tensor::full(500f32, batch, &device::current())?;
         let builder = Builder::random(0);
         let unet = UNet::new(&config, &builder)?;
         let store = builder.finish()?;
         let frozen = UNet::new(&config, &Builder::from_store(&store).frozen())?;
         let forward = time(|| Ok(frozen.forward(&latents, &when, &context).map(drop)?))?;
-        let batches = MicroBatches::new(16, 4, store.weights())?;
+        let batches = MicroBatches::new(batch, 4, store.weights())?;
         let mut optimizer = AdamW::new(vec![Group::all(&store, 1e-2)], AdamWConfig::default())?;
         let step = time(|| {
             let losses = |items: Range<usize>| {
@@ -179,7 +180,7 @@ impl Bench {
                 let out = unet.forward(&part(&latents)?, &part(&when)?, &part(&context)?)?;
                 Ok((nn::mse(&out, &part(&latents)?)?, Vec::new()))
             };
-            let (gradients, _) = batches.gradients(16, optimizer.parameters(), losses)?;
+            let (gradients, _) = batches.gradients(batch, optimizer.parameters(), losses)?;
             optimizer.step(&gradients, 1e-6).map(drop)
         })?;
         print_row(name, forward, step);

@@ -51,23 +51,25 @@ pub fn swapped(xs: &[f32], [_, a, b, inner]: [usize; 4]) -> Vec<f32> {
             let from = &xs[outer * b * row..(outer + 1) * b * row];
             if inner == 1 {
                 turn(&from[j..], b, count, part, a);
-                (rest, next) = (others, next + count);
-                continue;
-            }
-            for i in 0..a {
-                let line = &from[(i * b + j) * inner..][..count * inner];
-                for (k, values) in line.chunks_exact(inner).enumerate() {
-                    let place = &mut part[(k * a + i) * inner..][..inner];
-                    place.iter_mut().zip(values).for_each(|(out, x)| {
-                        out.write(*x);
-                    });
-                }
+            } else {
+                move_rows(&from[j * inner..], [a, b, inner], count, part);
             }
             (rest, next) = (others, next + count);
         }
-        // SAFETY: here or in `turn`, (k, i) ran over all `count` rows of all a pieces of every part, which is all of the chunk.
+        // SAFETY: in `turn` or `move_rows`, (k, i) ran over all `count` rows of all a pieces of every part, which is all of the chunk.
         unsafe { out.assume_init_mut() }
     })
+}
+
+/// `out[(k·a + i)·inner…] = from[(i·b + k)·inner…]`, `inner` values each, for all i < `a`, k < `count`.
+fn move_rows(from: &[f32], [a, b, inner]: [usize; 3], count: usize, out: &mut [MaybeUninit<f32>]) {
+    for i in 0..a {
+        for (k, values) in from[i * b * inner..][..count * inner].chunks_exact(inner).enumerate() {
+            for (out, x) in out[(k * a + i) * inner..][..inner].iter_mut().zip(values) {
+                out.write(*x);
+            }
+        }
+    }
 }
 
 vectorised! {
