@@ -110,6 +110,11 @@ fn tensors(architecture: &str, vocabulary: &[String], end: usize) -> Vec<(String
 }
 
 fn write(path: &Path, architecture: &str, kind: &str) {
+    write_with(path, architecture, kind, 2);
+}
+
+/// With so many heads of keys and values in the settings, whatever the tensors hold.
+fn write_with(path: &Path, architecture: &str, kind: &str, key_heads: usize) {
     let (pre, marks, end): (_, &[&str], _) = match architecture {
         "llama" => ("llama-bpe", &["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<|eot_id|>"),
         _ => ("qwen2", &["<|im_start|>", "<|im_end|>", "<think>", "</think>"], "<|im_end|>"),
@@ -120,7 +125,7 @@ fn write(path: &Path, architecture: &str, kind: &str) {
     let token_types = (0..vocabulary.len()).map(|id| Value::I32(if id >= 256 + LINES.len() { 3 } else { 1 })).collect();
     let numbers = [
         ("attention.head_count", HEADS),
-        ("attention.head_count_kv", 2),
+        ("attention.head_count_kv", key_heads),
         ("attention.key_length", WIDTH / HEADS),
         ("rope.dimension_count", WIDTH / HEADS),
         ("block_count", 2),
@@ -212,12 +217,14 @@ fn files_that_cannot_be_used_are_named() {
     std::fs::write(path("half.gguf"), &bytes[..bytes.len() / 2]).unwrap();
     write(&path("mamba.gguf"), "mamba", "gpt2");
     write(&path("pieces.gguf"), "llama", "llama");
+    write_with(&path("headless.gguf"), "qwen2", "gpt2", 0);
     for (name, part) in [
         ("none.gguf", "check the path"),
         ("text.gguf", "a GGUF file"),
         ("half.gguf", "half.gguf"),
         ("mamba.gguf", "`mamba`"),
         ("pieces.gguf", "save the tokenizer.json of the model as"),
+        ("headless.gguf", "0 of keys and values"),
     ] {
         let error = run(&path("run"), &path(name), |_| ()).unwrap_err();
         assert!(error.exit_code() == 3 && error.to_string().contains(part), "{name}: {error}");

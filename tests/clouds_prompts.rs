@@ -170,9 +170,9 @@ fn a_server_that_hangs_or_refuses_is_given_up_with_the_reason() {
     (config.server.timeout, config.server.pause) = (5.0, 0.01);
     let error = run(&dir.path().join("nobody"), &config).unwrap_err();
     assert!(error.exit_code() == 4 && error.to_string().contains("no connection"), "{error}");
-    for url in ["localhost:8080", "ftp://x/v1", "http://"] {
+    for url in ["localhost:8080", "ftp://x/v1", "http://", "http://me:secret@localhost/v1", "http://me@localhost/v1"] {
         let error = run(&dir.path().join("url"), &PromptsConfig { llm: format!("openai:{url}"), ..config.clone() }).unwrap_err();
-        assert_eq!(error.exit_code(), 2, "{error}");
+        assert!(error.exit_code() == 2 && !error.to_string().contains("secret"), "{error}");
     }
 }
 
@@ -242,6 +242,26 @@ fn the_budget_holds_and_nothing_is_asked_twice() {
     run(&dir.path().join("whole"), &config).unwrap();
     assert_eq!(fresh.requests(), 2 * all);
     assert_eq!(fresh.seen.lock().unwrap().requests[all].1["model"], "bigger");
+    // So are answers of another temperature or length.
+    config.temperature = 0.5;
+    run(&dir.path().join("whole"), &config).unwrap();
+    config.max_tokens += 1;
+    run(&dir.path().join("whole"), &config).unwrap();
+    assert_eq!(fresh.requests(), 4 * all);
+}
+
+#[test]
+fn a_count_of_tokens_that_cannot_be_ends_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let lie = r#"{"choices": [{"message": {"content": "A road"}}], "usage": {"total_tokens": 18446744073709551615}}"#;
+    let chat = Chat::start(&[], Reply::Body(lie.into()));
+    let mut config = served(&chat, 100);
+    (config.budget, config.server.concurrency) = (100_000, 1);
+    for _ in 0..2 {
+        let error = run(dir.path(), &config).unwrap_err();
+        assert!(error.exit_code() == 4 && error.to_string().contains("of 100000 tokens"), "{error}");
+        assert_eq!(chat.requests(), 1);
+    }
 }
 
 #[test]
@@ -268,6 +288,10 @@ fn a_preview_asks_nothing() {
     assert_eq!((shown["requests"].as_u64(), shown["first"]["model"].as_str()), (Some(19), Some("m")));
     assert!(shown["most_tokens"].as_u64().unwrap() > 19 * 1500);
     assert_eq!(chat.requests(), 0);
+    for url in ["http://host/v1?key=k", "http://host/v1/?key=k", "http://host/v1/chat/completions?key=k"] {
+        let shown = prompts::preview(&PromptsConfig { llm: format!("openai:{url}"), ..served(&chat, 19) }).unwrap();
+        assert_eq!(shown["url"], "http://host/v1/chat/completions?key=k");
+    }
     let shown = prompts::preview(&PromptsConfig::default()).unwrap();
     assert!(shown["answer"][0].as_str().unwrap().starts_with("A "), "{shown}");
     for llm in ["gpt", "gguf:", "openai:", "template:x"] {

@@ -283,6 +283,26 @@ fn everything_in_a_picture_becomes_a_picture_and_json() {
         assert_eq!((drawn.kept, again.kept, &again.masks), (0, 1, &drawn.masks));
         assert_eq!(std::fs::read_to_string(folders.path("masks/s0.json")).unwrap(), text);
     }
+    // What cannot be read is counted and left out; named, it ends the work.
+    let bytes = std::fs::read(folders.path("images/town/s0.png")).unwrap();
+    let broken = folders.path("images/town/broken.png");
+    // A header and an end, and nothing in between that a picture could be made of.
+    let mut torn = bytes.clone();
+    let middle = torn.len() / 2;
+    torn[middle..middle + 16].fill(0xff);
+    std::fs::write(&broken, torn).unwrap();
+    std::fs::write(folders.path("images/town/empty.png"), "").unwrap();
+    let config = MasksConfig { automatic, ..MasksConfig::default() };
+    let drawn = everything::run(&config, &[folders.path("images")], &folders.path("masks2"), &Silent).unwrap();
+    assert_eq!((drawn.unreadable, drawn.masks.keys().map(String::as_str).collect::<Vec<_>>()), (2, vec!["s0"]));
+    assert_eq!(
+        everything::run(&config, std::slice::from_ref(&broken), &folders.path("masks2"), &Silent).unwrap_err().exit_code(),
+        3
+    );
+    let own = folders.path("environment.png");
+    std::fs::copy(folders.path("images/town/s0.png"), &own).unwrap();
+    assert_eq!(everything::run(&config, &[own], &folders.path("masks2"), &Silent).unwrap_err().exit_code(), 2);
+
     let nothing = MasksConfig { refiner: "none".into(), ..MasksConfig::default() };
     assert_eq!(everything::run(&nothing, &[folders.path("images")], &folders.path("masks"), &Silent).unwrap_err().exit_code(), 2);
 }

@@ -361,7 +361,7 @@ fn wrong_inputs_are_one_clear_error() {
     let tiny = "train --recipe tiny.toml --source street=day --output out";
     let joint = format!("{tiny} --stage joint --init warm");
     for (line, code, parts) in [
-        ("train --output out --set model.freeze_backbone=false".to_string(), 3, &["data set `gta`", "DATUM_DATASETS"][..]),
+        ("train".to_string(), 3, &["data set `gta`", "DATUM_DATASETS", "gta/images/*.png\n    gta/labels/", "`clouds demo`"][..]),
         ("train --source street=day --output out".into(), 2, &["--backbone-weights FILE", "clouds-nano"]),
         (format!("{tiny} --stage joint --generated dusk"), 2, &["starts from a warm-up", "--init RUN"]),
         (joint.clone(), 2, &["generated images", "--generated FOLDER"]),

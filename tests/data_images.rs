@@ -208,3 +208,14 @@ fn resizing_equals_pillow_and_opencv() {
         assert_eq!(resize::nearest(&labels, size).ids, values(&format!("nearest.{name}")).2, "nearest {name}");
     }
 }
+
+/// Pillow 13.
+#[test]
+fn labels_are_resized_to_the_nearest_middle_as_with_pillow() {
+    let map = |height: usize, width: usize| LabelMap { height, width, ids: (0..(height * width) as u8).collect() };
+    let smaller = resize::nearest_middle(&map(6, 7), (4, 4));
+    assert_eq!(smaller.ids, [0, 2, 4, 6, 14, 16, 18, 20, 21, 23, 25, 27, 35, 37, 39, 41]);
+    let larger = resize::nearest_middle(&map(2, 4), (5, 7));
+    let rows = [[0, 0, 1, 1, 2, 3, 3], [4, 4, 5, 5, 6, 7, 7]];
+    assert_eq!(larger.ids, [rows[0], rows[0], rows[1], rows[1], rows[1]].concat());
+}

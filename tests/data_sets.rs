@@ -1,7 +1,7 @@
 //! Data sets on small trees: names, roots, TOML, splits, labels, and what is said when something is wrong.
 
 use datum::base::progress::{Progress, Silent};
-use datum::data::{Dataset, Search, check};
+use datum::data::{Compare, Dataset, Search, check};
 use datum::io::images::{self, RgbImage};
 use std::path::{Path, PathBuf};
 
@@ -111,6 +111,8 @@ fn official_trees_pair_images_with_labels() {
         let dataset = tree.named(name, ".");
         let samples = dataset.samples(Some(split).filter(|split| !split.is_empty())).unwrap();
         assert_eq!(samples.len(), 1, "{name}");
+        let resized = ["acdc", "bdd100k", "mapillary"].contains(&name);
+        assert_eq!(dataset.compare == Compare::Resized, resized, "{name}");
         assert_eq!((&samples[0].image, samples[0].label.as_ref()), (&tree.path(image), Some(&tree.path(label))), "{name}");
     }
 }
@@ -145,6 +147,14 @@ fn splits_are_lists_or_globs() {
     assert_message(custom.samples(Some("lits")), &["`lits`", "did you mean `list`?"]);
     tree.text("list.txt", "a\nzz\nyy\n");
     assert_message(custom.samples(Some("list")), &["2 without image, e.g. zz, yy", "list.txt"]);
+    let records = "[{'file_name': 'datasets/gta5/images/a.png', 'image_id': 1}, {'file_name': 'c.png'}]".replace('\'', "\"");
+    tree.text("list.json", &records);
+    let listed = tree.toml("extends = 'camvid'\nimages = 'images/*.png'\nsplits = {list = 'list.json'}").unwrap();
+    assert_eq!(stems(&listed, Some("list")), ["a", "c"]);
+    tree.text("list.json", &records.replace("images/a", "images/d"));
+    assert_message(listed.samples(Some("list")), &["1 without image, e.g. datasets/gta5/images/d.png"]);
+    tree.text("list.json", "{}");
+    assert_message(listed.samples(Some("list")), &["a list of pictures in JSON", "list.json"]);
     tree.text("list.txt", "\n");
     assert_message(custom.samples(Some("list")), &["an empty list"]);
     std::fs::remove_file(tree.path("list.txt")).unwrap();
@@ -292,6 +302,14 @@ fn a_plain_folder_is_unlabelled_and_broken_pictures_are_counted() {
     assert_eq!(folder.readable_samples(None, &warnings).unwrap().len(), 19);
     let warnings = warnings.0.into_inner().unwrap();
     assert!(warnings.len() == 1 && warnings[0].starts_with("1 of 20 images can't be read") && warnings[0].contains("07.png"));
+    // The source of a training: labels of another size, and broken ones.
+    let tree = camvid();
+    tree.label("labels/a.png", 2, &[0, 1, 2, 10]).text("labels/b.png", "broken");
+    let warnings = Warnings::default();
+    let samples = tree.named("camvid", ".").labelled_samples(None, &warnings).unwrap();
+    assert_eq!(samples.iter().map(|sample| sample.stem.as_str()).collect::<Vec<_>>(), ["c"]);
+    let warnings = warnings.0.into_inner().unwrap();
+    assert!(warnings[0].starts_with("2 of 3 images can't be read") && warnings[0].contains("labels/a.png"), "{warnings:?}");
     let empty = Tree::new();
     assert_message(
         empty.open(&empty.path(".").display().to_string()).unwrap().samples(None),

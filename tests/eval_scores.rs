@@ -148,6 +148,50 @@ fn a_right_network_scores_one_in_every_mode() {
     }
 }
 
+/// Scores at the size that the network is shown, without classes that no label has: detectron2's way, for data sets that ask for it
+/// and segmenters that are shown a short side.
+#[test]
+fn data_sets_may_be_compared_at_the_size_that_is_shown() {
+    let (dir, dataset) = tree();
+    // One pixel of the first label is of a class that is nowhere else.
+    let label = images::read_label(&dir.path().join("labels/0.png")).unwrap();
+    let mut ids: Vec<u8> = label.pixels.iter().map(|id| *id as u8).collect();
+    ids[0] = 25;
+    images::write_gray_png(&dir.path().join("labels/0.png"), (8, 12), &ids, &[]).unwrap();
+    for index in [1, 2] {
+        std::fs::remove_file(dir.path().join(format!("images/{index}.png"))).unwrap();
+    }
+    let evaluator = |side: usize| Evaluator { resize: Some(Resize::ShortSide(side)), ..evaluator(Inference::Whole) };
+    let scored = |dataset: &Dataset, evaluator: &Evaluator| {
+        let each = |_: &datum::data::Sample, _: &RgbImage, prediction: &LabelMap| {
+            assert_eq!((prediction.height, prediction.width), (8, 12), "what is written has the picture's size");
+            Ok(())
+        };
+        evaluator.evaluate(dataset, None, &red_network, &Silent, each).unwrap()
+    };
+    let counts = |evaluation: &datum::eval::Evaluation| -> Vec<u64> { (0..3).map(|id| evaluation.matrix.labelled(id)).collect() };
+    assert_eq!(counts(&scored(&dataset, &evaluator(4))), [47, 48, 1]);
+    let mut dataset = dataset;
+    dataset.compare = datum::data::Compare::Resized;
+    // 4 of 8 rows and 6 of 12 columns: the lone pixel is behind none of them.
+    let evaluation = scored(&dataset, &evaluator(4));
+    assert_eq!(counts(&evaluation), [12, 12, 0]);
+    assert_eq!(evaluation.scores.classes[2].iou, None);
+    // Other segmenters are compared at the picture's size.
+    let framed = Evaluator { resize: Some(Resize::Frame((4, 6))), ..evaluator(4) };
+    assert_eq!(counts(&scored(&dataset, &framed)), [47, 48, 1]);
+}
+
+#[test]
+fn classes_without_labels_count_only_where_that_is_the_rule() {
+    let mut matrix = ConfusionMatrix::new(3);
+    matrix.add(&map(4, &[0, 1, 2, 0]), &map(4, &[0, 1, 1, 255])).unwrap();
+    let iou = |scores: &Scores| scores.classes.iter().map(|class| class.iou).collect::<Vec<_>>();
+    assert_eq!(iou(&Scores::new(&matrix, &names(3), 1)), [Some(1.0), Some(0.5), Some(0.0)]);
+    let labelled = Scores::of_labelled(&matrix, &names(3), 1);
+    assert_eq!((labelled.miou, iou(&labelled)), (Some(0.75), vec![Some(1.0), Some(0.5), None]));
+}
+
 #[test]
 fn broken_pictures_are_counted_broken_labels_are_errors() {
     let (dir, dataset) = tree();
@@ -217,4 +261,62 @@ fn label_ids_of_cityscapes_invert_the_map() {
     let written: Vec<u16> = dataset.id_map.to_label_ids(&all, 0).into_iter().map(u16::from).collect();
     assert_eq!(written, table.keys().copied().collect::<Vec<_>>());
     assert_eq!(dataset.id_map.apply(1, 19, &written).unwrap(), all);
+}
+
+/// Two pictures of the same name in different folders, classes 0 and 1.
+fn twins() -> (tempfile::TempDir, Dataset) {
+    let dir = tempfile::tempdir().unwrap();
+    for (folder, id) in [("one", 0), ("two", 1)] {
+        let image = RgbImage { height: 2, width: 3, pixels: vec![0; 18] };
+        images::write_png(&dir.path().join(format!("images/{folder}/a.png")), &image, &[]).unwrap();
+        images::write_gray_png(&dir.path().join(format!("labels/{folder}/a.png")), (2, 3), &[id; 6], &[]).unwrap();
+    }
+    let toml = "images = 'images/*/*.png'\nlabels = 'labels/{dir}/{stem}.png'\nclasses = ['a', 'b']";
+    std::fs::write(dir.path().join("set.toml"), toml).unwrap();
+    let dataset = Dataset::open(&dir.path().join("set.toml").display().to_string(), &Search { folders: Vec::new() }).unwrap();
+    (dir, dataset)
+}
+
+#[test]
+fn predictions_of_one_name_belong_to_the_picture_in_the_same_folders() {
+    let (dir, dataset) = twins();
+    let write = |name: &str, id: u8| images::write_gray_png(&dir.path().join(name), (2, 3), &[id; 6], &[]).unwrap();
+    let miou = |folder: &str| score_predictions(&dataset, None, &dir.path().join(folder), &Silent).unwrap().scores.miou;
+    // As `predict` writes them for `images` and for the root, and as the labels lie.
+    for (below, root) in [("", "p"), ("images/", "q"), ("labels/", "r")] {
+        write(&format!("{root}/{below}one/a.png"), 0);
+        write(&format!("{root}/{below}two/a.png"), 1);
+        assert_eq!(miou(root), Some(1.0), "{root}");
+    }
+    // The nearer file counts, not the one that comes last.
+    write("p/zzz/one/a.png", 1);
+    write("p/zzz/a.png", 1);
+    assert_eq!(miou("p"), Some(1.0));
+}
+
+#[test]
+fn ambiguous_predictions_are_errors() {
+    let (dir, twins) = twins();
+    let write = |name: &str, size: (usize, usize)| {
+        images::write_gray_png(&dir.path().join(name), size, &vec![0; size.0 * size.1], &[]).unwrap();
+    };
+    let message = |dataset: &Dataset, folder: &str| {
+        let error = score_predictions(dataset, None, &dir.path().join(folder), &Silent).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        error.to_string()
+    };
+    write("flat/a.png", (2, 3));
+    let flat = message(&twins, "flat");
+    assert!(flat.contains("found one for both") && flat.contains("images/one/a.png and "), "{flat}");
+    write("part/one/a.png", (2, 3));
+    assert!(message(&twins, "part").contains("found one for both"), "the other picture has no prediction");
+    // A name of its own is enough, wherever the file lies, but not two files of it.
+    let (_dir, dataset) = tree();
+    for name in ["far/away/0.png", "1.png", "2.png"] {
+        write(&format!("ids/{name}"), (8, 12));
+    }
+    assert!(score_predictions(&dataset, None, &dir.path().join("ids"), &Silent).is_ok());
+    write("ids/further/0.png", (8, 12));
+    let two = message(&dataset, "ids");
+    assert!(two.contains("far/away/0.png and ") && two.contains("further/0.png"), "{two}");
 }

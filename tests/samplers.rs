@@ -1,7 +1,7 @@
 //! Samplers against diffusers (tests/golden/samplers.py) and the two toy runs of the specification.
 
 use candle_core::{Device, Tensor};
-use datum::diffusion::noise_schedule::{NoiseConfig, PredictionType, TimestepSpacing, VarianceType};
+use datum::diffusion::noise_schedule::{NoiseConfig, NoiseSchedule, PredictionType, TimestepSpacing, VarianceType};
 use datum::diffusion::{Sampler, SamplerKind};
 use datum::io::weights::{SafetensorsFile, TensorSource};
 use std::path::Path;
@@ -125,6 +125,39 @@ fn a_batch_equals_its_images() {
                 row.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
                 single.flatten_all().unwrap().to_vec1::<f32>().unwrap()
             );
+        }
+    }
+}
+
+fn largest_difference(xs: &Tensor, ys: &Tensor) -> f32 {
+    (xs - ys).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// A network that knows the noise leads back to the picture from everywhere, which it only does if the start is as the method
+/// expects it.
+#[test]
+fn from_a_noised_picture_the_way_leads_back() {
+    let config = NoiseConfig { prediction_type: PredictionType::Epsilon, ..NoiseConfig::default() };
+    let tensor = |seed: f32| (Tensor::arange(0f32, 16.0, &Device::Cpu).unwrap() * f64::from(seed)).unwrap().cos().unwrap();
+    let (clean, noise) = (tensor(0.7).reshape((1, 1, 4, 4)).unwrap(), tensor(2.3).reshape((1, 1, 4, 4)).unwrap());
+    for kind in [SamplerKind::Ddim, SamplerKind::Euler, SamplerKind::DpmSolver2M] {
+        for start in [0, 4, 9] {
+            let mut sampler = Sampler::new(kind, &config, 10).unwrap();
+            sampler.skip(start).unwrap();
+            let mut latents = sampler.noised(&clean, &noise, start).unwrap();
+            for index in start..10 {
+                let input = sampler.scale_input(&latents, index).unwrap();
+                let t = sampler.timesteps()[index];
+                // What the network is shown is the mixture of the timestep, for every method.
+                if start == index && t.fract() == 0.0 {
+                    let mixed = NoiseSchedule::new(&config).unwrap().add_noise(&clean, &noise, &[t as usize]).unwrap();
+                    assert!(largest_difference(&input, &mixed) < 1e-5, "{kind:?} from {start}");
+                }
+                latents = sampler.step(&noise, index, &latents, None).unwrap();
+            }
+            // DDIM ends at its first timestep, where a little noise is left.
+            let rest = largest_difference(&latents, &clean);
+            assert!(rest < 0.05, "{kind:?} from {start}: {rest}");
         }
     }
 }

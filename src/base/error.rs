@@ -1,12 +1,13 @@
 //! The one error type of the library. Every message says what was expected, what was found and what to do next.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Result with the library's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a command could not do what was asked. The variant decides the exit code ([`Error::exit_code`]).
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Arguments, options or recipe values that make no sense.
@@ -54,6 +55,13 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+/// The message, as with [`Display`](fmt::Display): what a `main` that returns an error prints is for people.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Error {
     /// A [`Error::Data`] from its four parts.
     pub fn data(path: impl AsRef<Path>, expected: impl Into<String>, found: impl Into<String>, next: impl Into<String>) -> Self {
@@ -76,22 +84,69 @@ impl Error {
             Self::Gate(_) => 1,
             Self::Usage(_) => 2,
             Self::Data { .. } | Self::Tensor(_) => 3,
-            Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData => 3,
-                _ => 4,
-            },
+            Self::Io { source, .. } if is_wrong_path(source.kind()) => 3,
+            Self::Io { .. } => 4,
             Self::Environment { .. } => 4,
             Self::Interrupted { .. } => 130,
         }
     }
 }
 
+/// True if another path or file helps, false if it is the machine that refuses.
+fn is_wrong_path(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::*;
+    matches!(kind, NotFound | InvalidData | IsADirectory | NotADirectory | AlreadyExists)
+}
+
 fn io_hint(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
     match source.kind() {
         NotFound => "\n  next: check the path",
+        IsADirectory => "\n  next: name a file, not a folder",
+        NotADirectory => "\n  next: a part of the path is a file; name a folder instead",
+        AlreadyExists => "\n  next: choose another path, or remove what is there",
         PermissionDenied | ReadOnlyFilesystem => "\n  next: choose a folder you may write to, e.g. with `--output`",
-        StorageFull | QuotaExceeded => "\n  next: free disk space and run again with `--resume latest`; finished files are kept",
+        StorageFull | QuotaExceeded => {
+            "\n  next: free disk space and go on with the same `--output`, and with `--resume latest` where the command has it; \
+             finished files are kept"
+        }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_explained_for_commands_with_and_without_resume() {
+        for kind in [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded] {
+            let error = Error::io("out/x.png", kind.into());
+            assert_eq!(error.exit_code(), 4);
+            let message = error.to_string();
+            assert!(
+                message.contains("the same `--output`") && message.contains("where the command has it; finished"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_paths_are_bad_data_with_a_next_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let refused = [
+            (std::fs::read(folder.path()).map(drop), "name a file, not a folder"),
+            (std::fs::create_dir_all(file.join("below")), "name a folder instead"),
+            (std::fs::create_dir_all(&file), "choose another path"),
+            (std::fs::read(folder.path().join("none")).map(drop), "check the path"),
+        ];
+        for (result, next) in refused {
+            let error = Error::io("x", result.unwrap_err());
+            let message = error.to_string();
+            assert!(error.exit_code() == 3 && message.contains("\n  next: ") && message.contains(next), "{message}");
+        }
+        assert_eq!(Error::io("x", std::io::ErrorKind::PermissionDenied.into()).exit_code(), 4);
     }
 }

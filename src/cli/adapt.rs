@@ -88,14 +88,14 @@ pub fn run(args: AdaptArgs) -> Result<()> {
     let resume = args.resume.resume.as_ref();
     if args.seeds.is_empty() {
         let (run, file) = train(&args, &args.common.run, resume)?;
-        let result = json!({ "segmenter": file, "run": run });
+        let result = json!({ "segmenter": file.display().to_string(), "run": run.display().to_string() });
         return args.common.display.result(&result, || format!("{}", file.display()));
     }
     let (run, files) = train_seeds(&args, resume)?;
-    let trained: Vec<Value> =
-        args.seeds.iter().zip(&files).map(|(seed, file)| json!({ "seed": seed, "segmenter": file })).collect();
+    let of_seed = |(seed, file): (&u64, &PathBuf)| json!({ "seed": seed, "segmenter": file.display().to_string() });
+    let trained: Vec<Value> = args.seeds.iter().zip(&files).map(of_seed).collect();
     let lines = || files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join("\n");
-    args.common.display.result(&json!({ "run": run, "seeds": trained }), lines)
+    args.common.display.result(&json!({ "run": run.display().to_string(), "seeds": trained }), lines)
 }
 
 fn resolved(args: &AdaptArgs, run: &RunArgs) -> Result<Resolved<AdaptConfig>> {

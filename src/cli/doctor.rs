@@ -28,11 +28,11 @@ pub struct DoctorArgs {
     display: DisplayArgs,
 }
 
-/// What was found.
+/// What was found; paths as text, since what is not UTF-8 in them is no JSON.
 #[derive(Debug, Serialize)]
 struct Findings {
     version: &'static str,
-    program: Option<PathBuf>,
+    program: Option<String>,
     features: Vec<&'static str>,
     /// What `--device auto` takes, or the device that was asked for.
     device: String,
@@ -42,10 +42,10 @@ struct Findings {
     memory_bytes: Option<u64>,
     available_memory_bytes: Option<u64>,
     /// Where runs go.
-    runs: PathBuf,
+    runs: String,
     free_disk_bytes: Option<u64>,
     hub: Hub,
-    datasets: BTreeMap<String, Option<PathBuf>>,
+    datasets: BTreeMap<String, Option<String>>,
     /// What may surprise.
     warnings: Vec<String>,
 }
@@ -53,7 +53,7 @@ struct Findings {
 /// The cache of models.
 #[derive(Debug, Serialize)]
 struct Hub {
-    cache: PathBuf,
+    cache: String,
     models: Vec<String>,
     endpoint: String,
     offline: bool,
@@ -108,7 +108,8 @@ fn examine(device: &Device) -> Findings {
     let system = system.as_ref();
     let program = std::env::current_exe().ok();
     let search = settings::search();
-    let root = |name: String| (name.clone(), Dataset::open(&name, &search).ok().map(|dataset| dataset.root));
+    let shown = |path: &Path| path.display().to_string();
+    let root = |name: String| (name.clone(), Dataset::open(&name, &search).ok().map(|dataset| shown(&dataset.root)));
     let processor = system.and_then(|system| system.cpus().first()).map(|cpu| cpu.brand().trim().to_string()).unwrap_or_default();
     let mut findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
@@ -122,14 +123,14 @@ fn examine(device: &Device) -> Findings {
         vector_instructions: vector_instructions(),
         memory_bytes: system.map(System::total_memory),
         available_memory_bytes: system.map(System::available_memory),
-        runs: std::path::absolute(settings::RUNS).unwrap_or_else(|_| settings::RUNS.into()),
+        runs: shown(&std::path::absolute(settings::RUNS).unwrap_or_else(|_| settings::RUNS.into())),
         free_disk_bytes: free_disk(),
         hub: hub(),
         datasets: search.names().into_iter().map(root).collect(),
         warnings: Vec::new(),
-        program,
+        program: program.as_deref().map(shown),
     };
-    findings.warnings = warnings(&findings);
+    findings.warnings = warnings(&findings, program.as_deref());
     findings
 }
 
@@ -175,7 +176,7 @@ fn hub() -> Hub {
     let mut models: Vec<String> = names.collect();
     models.sort();
     Hub {
-        cache: settings.cache,
+        cache: settings.cache.display().to_string(),
         models,
         endpoint: settings.endpoint,
         offline: settings.offline,
@@ -183,10 +184,10 @@ fn hub() -> Hub {
     }
 }
 
-fn warnings(findings: &Findings) -> Vec<String> {
+fn warnings(findings: &Findings, program: Option<&Path>) -> Vec<String> {
     let mut warnings = Vec::new();
     let path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(other) = findings.program.as_deref().and_then(|own| earlier_in(&path, own)) {
+    if let Some(other) = program.and_then(|own| earlier_in(&path, own)) {
         warnings.push(format!(
             "`datum` in your shell is another program: {} (Datumaro installs one of this name); call this one by its path or put \
              its folder first in PATH",
@@ -221,17 +222,17 @@ fn text(findings: &Findings) -> String {
     let answer = |yes: bool| if yes { "yes" } else { "no" };
     let (there, missing): (Vec<_>, Vec<_>) = findings.datasets.iter().partition(|(_, root)| root.is_some());
     let there: Vec<String> =
-        there.iter().filter_map(|(name, root)| root.as_ref().map(|root| format!("{name} ({})", root.display()))).collect();
+        there.iter().filter_map(|(name, root)| root.as_ref().map(|root| format!("{name} ({root})"))).collect();
     let missing: Vec<String> = missing.into_iter().map(|(name, _)| name.clone()).collect();
     let mut text = facts(&[
         ("datum", findings.version.to_string()),
-        ("program", findings.program.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
+        ("program", findings.program.clone().unwrap_or_default()),
         ("GPU features", owned(&findings.features)),
         ("device", findings.device.clone()),
         ("processor", format!("{}, {} threads, {}", findings.processor, findings.threads, owned(&findings.vector_instructions))),
         ("memory", format!("{}, {} available", size(findings.memory_bytes), size(findings.available_memory_bytes))),
-        ("runs go to", format!("{}, {} free", findings.runs.display(), size(findings.free_disk_bytes))),
-        ("model cache", hub.cache.display().to_string()),
+        ("runs go to", format!("{}, {} free", findings.runs, size(findings.free_disk_bytes))),
+        ("model cache", hub.cache.clone()),
         ("models there", list(&hub.models)),
         ("model hub", format!("{}, offline: {}, token: {}", hub.endpoint, answer(hub.offline), answer(hub.has_token))),
         ("data sets", list(&there)),

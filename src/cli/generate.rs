@@ -5,6 +5,7 @@ use super::settings;
 use crate::base::{Error, Result};
 use crate::systems::datum::config::GenerateConfig;
 use crate::systems::datum::generate::{self, Shard};
+use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
 use clap::Args;
 use serde::Serialize;
@@ -100,15 +101,23 @@ pub fn run_over(base: Option<&str>, args: GenerateArgs) -> Result<()> {
     if config.prompts.is_empty() {
         return Err(Error::Usage("generate needs prompts\n  next: add `--prompts things.txt`".into()));
     }
+    config.validate()?;
     let progress = args.common.display.progress();
     if args.plan {
         let plan = generate::plan(config, args.common.run.output.as_deref(), &settings::places(), &progress)?;
         return args.common.display.result(&plan, || plan.text());
     }
     let (run, output) = open(config, &args.common.run)?;
+    // Settings that are refused do not replace those of the images that are there.
+    let resume = generate::is_begun(run.path()).then_some(Resume::Latest);
     let work = || run.timed("generate", || generate::run(config, &run, &output, &settings::places(), &progress));
-    let made = settings::recorded(&run, &resolved, &[&config.prompts], None, &progress, work)?;
-    let result = json!({ "images": made.folder, "made": made.made, "kept": made.kept, "run": run.path() });
+    let made = settings::recorded(&run, &resolved, &[&config.prompts], resume.as_ref(), &progress, work)?;
+    let result = json!({
+        "images": made.folder.display().to_string(),
+        "made": made.made,
+        "kept": made.kept,
+        "run": run.path().display().to_string(),
+    });
     args.common.display.result(&result, || format!("{}", made.folder.display()))
 }
 

@@ -46,7 +46,9 @@ pub fn man(args: &ManArgs, command: Command) -> Result<()> {
         atomic::write(&output.join(name), page)?;
     }
     let names: Vec<&String> = pages.iter().map(|(name, _)| name).collect();
-    args.display.result(&serde_json::json!({ "folder": output, "pages": names }), || format!("{}", output.display()))
+    args.display.result(&serde_json::json!({ "folder": output.display().to_string(), "pages": names }), || {
+        format!("{}", output.display())
+    })
 }
 
 fn print(bytes: &[u8]) -> Result<()> {

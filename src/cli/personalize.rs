@@ -92,7 +92,7 @@ struct Flags {
     /// Usable weights and full state every so many steps [default: 200]
     #[arg(long, value_name = "N")]
     checkpointing_steps: Option<u64>,
-    /// Sample pictures every so many steps, 0 for none [default: 0]
+    /// Sample pictures every so many steps, 0 for none [default: 500]
     #[arg(long, value_name = "N")]
     validation_steps: Option<u64>,
     /// Prompt of the sample pictures [default: the instance prompt]
@@ -103,7 +103,9 @@ struct Flags {
 /// Runs the verb.
 pub fn run(args: PersonalizeArgs) -> Result<()> {
     args.common.compute.join()?;
-    let resolved = settings::resolve::<PersonalizeConfig>("personalize", &args.common.run, &args.flags)?;
+    let mut resolved = settings::resolve::<PersonalizeConfig>("personalize", &args.common.run, &args.flags)?;
+    // Recipe and report say what is used.
+    resolved.settings = personalize::with_method_defaults(&resolved.settings);
     let config = &resolved.settings;
     let first = config
         .images
@@ -120,6 +122,6 @@ pub fn run(args: PersonalizeArgs) -> Result<()> {
     let inputs: Vec<&str> = config.images.iter().map(String::as_str).collect();
     let work = || personalize::run(config, &run, resume, &settings::places(), &progress);
     let folder = settings::recorded(&run, &resolved, &inputs, resume, &progress, work)?;
-    let result = json!({ "model": folder, "run": run.path() });
+    let result = json!({ "model": folder.display().to_string(), "run": run.path().display().to_string() });
     args.common.display.result(&result, || format!("{}", folder.display()))
 }

@@ -57,6 +57,6 @@ pub fn run(args: PredictArgs) -> Result<()> {
     };
     let progress = args.display.progress();
     let (written, unreadable) = evaluate::predict(&args.checkpoint, &args.inputs, &args.output, format, &progress)?;
-    let result = json!({ "written": written, "unreadable": unreadable, "output": args.output });
+    let result = json!({ "written": written, "unreadable": unreadable, "output": args.output.display().to_string() });
     args.display.result(&result, || format!("{}", args.output.display()))
 }

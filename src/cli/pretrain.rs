@@ -54,6 +54,6 @@ pub fn run(args: PretrainArgs) -> Result<()> {
     let run = settings::run_folder("pretrain", &settings::stem(&config.images), &args.common.run, resume)?;
     let work = || pretrain::run(config, &run, resume, &settings::places(), &progress);
     let folder = settings::recorded(&run, &resolved, &[&config.captions], resume, &progress, work)?;
-    let result = json!({ "model": folder, "run": run.path() });
+    let result = json!({ "model": folder.display().to_string(), "run": run.path().display().to_string() });
     args.common.display.result(&result, || format!("{}", folder.display()))
 }

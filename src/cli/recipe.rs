@@ -94,7 +94,7 @@ impl Layers {
         table
     }
 
-    /// Adds the variables that start with [`ENVIRONMENT_PREFIX`]; pass `std::env::vars()`.
+    /// Adds the variables that start with [`ENVIRONMENT_PREFIX`]; pass those of the process.
     pub fn environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) -> Result<()> {
         let mut ours: Vec<(String, String)> =
             variables.into_iter().filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX)).collect();

@@ -33,6 +33,7 @@ pub struct ReportArgs {
 /// Runs the verb.
 pub fn run(args: ReportArgs) -> Result<()> {
     let written = report::write(&args.runs, args.baseline.as_deref(), args.output.as_deref())?;
-    let result = json!({ "report": written.path, "runs": written.runs, "bytes": written.bytes });
+    let runs: Vec<String> = written.runs.iter().map(|run| run.display().to_string()).collect();
+    let result = json!({ "report": written.path.display().to_string(), "runs": runs, "bytes": written.bytes });
     args.display.result(&result, || format!("{}", written.path.display()))
 }

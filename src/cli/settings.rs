@@ -1,7 +1,7 @@
 //! From flags to the settings of a verb, and from settings to a run folder.
 
 use super::common::RunArgs;
-use super::recipe::{Layers, Resolved};
+use super::recipe::{ENVIRONMENT_PREFIX, Layers, Resolved};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::Search;
@@ -14,6 +14,7 @@ use crate::train::run_dir::RunDir;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Recipes that live in the program.
@@ -30,6 +31,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano-things", include_str!("../../recipes/nano-things.toml")),
+    ("nano-things-2", include_str!("../../recipes/nano-things-2.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
     ("demo", include_str!("../../recipes/demo.toml")),
     ("demo-fast", include_str!("../../recipes/demo-fast.toml")),
@@ -73,7 +75,7 @@ where
     for recipe in base.into_iter().chain(run.recipe.as_deref()) {
         layers.recipe(recipe)?;
     }
-    layers.environment(std::env::vars())?;
+    layers.environment(variables(std::env::vars_os())?)?;
     for assignment in &run.set {
         layers.set(assignment)?;
     }
@@ -83,6 +85,21 @@ where
     }
     layers.flag("seed", "--seed", run.seed)?;
     layers.resolve()
+}
+
+/// Those of `all` variables that are settings; the others may hold anything.
+fn variables(all: impl Iterator<Item = (OsString, OsString)>) -> Result<Vec<(String, String)>> {
+    let ours = all.filter(|(name, _)| name.as_encoded_bytes().starts_with(ENVIRONMENT_PREFIX.as_bytes()));
+    let text = |(name, value): (OsString, OsString)| match (name.into_string(), value.into_string()) {
+        (Ok(name), Ok(value)) => Ok((name, value)),
+        (name, _) => {
+            let name = name.unwrap_or_else(|name| name.to_string_lossy().into_owned());
+            Err(Error::Usage(format!(
+                "environment {name}: name and value must be UTF-8\n  next: correct the variable, or unset it"
+            )))
+        }
+    };
+    ours.map(text).collect()
 }
 
 /// The run folder of a verb: a new one, or with `resume` the one that goes on.

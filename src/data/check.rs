@@ -2,7 +2,7 @@
 
 use super::{Dataset, Sample};
 use crate::base::progress::Progress;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, interrupt};
 use crate::io::images;
 use crate::labels::{IGNORE, IdMap, list_ids};
 use std::collections::BTreeMap;
@@ -37,6 +37,9 @@ pub fn check(dataset: &Dataset, split: Option<&str>, progress: &dyn Progress) ->
     let mut found = Check { images: samples.len(), class_pixels: vec![0; dataset.classes.len()], ..Check::default() };
     progress.stage("check", samples.len() as u64, 0);
     for (done, sample) in samples.iter().enumerate() {
+        if interrupt::requested() {
+            return Err(Error::Interrupted { resume: "run the same command again".into() });
+        }
         let loaded = match dataset.has_labels() {
             true => dataset.load(sample),
             false => dataset.load_image(sample),

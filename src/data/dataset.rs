@@ -4,11 +4,11 @@
 //! extension, `{name}` the file name, `{dir}` the image's folder below the part of the `images` glob that has no
 //! wildcard, `{*}` what the last `*` of that glob stands for.
 
-use super::descriptor::{Descriptor, SHIPPED};
+use super::descriptor::{Compare, Descriptor, SHIPPED};
 use super::glob::{ImageGlob, glob, is_glob, slashed};
 use super::transforms::Example;
 use crate::base::progress::Progress;
-use crate::base::{Error, Result, suggest};
+use crate::base::{Error, Result, interrupt, suggest};
 use crate::io::{self, images};
 use crate::labels::{Classes, IdMap, LabelMap, list_ids};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +69,8 @@ pub struct Dataset {
     pub ignore_index: u16,
     /// Split name → list file or glob.
     pub splits: BTreeMap<String, String>,
+    /// Where segmenters that are shown a fixed short side are compared.
+    pub compare: Compare,
     images: ImageGlob,
     labels: Option<String>,
     descriptor_folder: Option<PathBuf>,
@@ -125,6 +127,7 @@ impl Dataset {
             id_map: IdMap::TrainIds { num_classes: 0, ignore_index: 255 },
             ignore_index: 255,
             splits: BTreeMap::new(),
+            compare: Compare::default(),
             images: ImageGlob::new(ANY_IMAGE, folder)?,
             labels: None,
             descriptor_folder: None,
@@ -151,6 +154,7 @@ impl Dataset {
             id_map: descriptor.id_map(classes.len())?,
             ignore_index: descriptor.ignore_index(),
             splits: descriptor.splits(),
+            compare: descriptor.compare(),
             labels: descriptor.labels.clone(),
             descriptor_folder: descriptor.folder.clone(),
             name,
@@ -195,11 +199,39 @@ impl Dataset {
     /// # Errors
     /// As [`Self::samples`]; [`Error::Data`] if no picture is readable.
     pub fn readable_samples(&self, split: Option<&str>, progress: &dyn Progress) -> Result<Vec<Sample>> {
+        self.usable(split, progress, |sample| images::inspect(&sample.image).map(drop))
+    }
+
+    /// [`Self::readable_samples`] without those whose label is no whole picture of the same size, such as some of GTA's; warns about
+    /// them, too.
+    ///
+    /// # Errors
+    /// As [`Self::readable_samples`].
+    pub fn labelled_samples(&self, split: Option<&str>, progress: &dyn Progress) -> Result<Vec<Sample>> {
+        self.usable(split, progress, |sample| {
+            let size = images::inspect(&sample.image)?;
+            // A label that is not there is a mistake in the description, and said when it is loaded.
+            match sample.label.as_deref().filter(|label| label.is_file()) {
+                Some(label) => check_sizes(sample, size, images::inspect(label)?),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn usable(&self, split: Option<&str>, progress: &dyn Progress, check: impl Fn(&Sample) -> Result<()>) -> Result<Vec<Sample>> {
         let samples = self.samples(split)?;
         let total = samples.len();
         let mut unreadable = Vec::new();
-        let keep = |sample: &Sample| images::inspect(&sample.image).map_err(|error| unreadable.push(error)).is_ok();
-        let readable: Vec<_> = samples.into_iter().filter(keep).collect();
+        let mut readable = Vec::with_capacity(total);
+        for sample in samples {
+            if interrupt::requested() {
+                return Err(Error::Interrupted { resume: "run the same command again".into() });
+            }
+            match check(&sample) {
+                Ok(()) => readable.push(sample),
+                Err(error) => unreadable.push(error),
+            }
+        }
         let warning = images::unreadable_line(&unreadable, total);
         match warning {
             Some(warning) if readable.is_empty() => Err(Error::data(&self.root, "readable images", warning, "replace them")),
@@ -226,16 +258,8 @@ impl Dataset {
     /// the picture itself carry its path.
     pub fn load(&self, sample: &Sample) -> Result<Example> {
         let mut example = self.load_image(sample)?;
-        let (height, width) = example.size();
         let label = self.load_label(sample)?;
-        if (label.height, label.width) != (height, width) {
-            return Err(Error::data(
-                sample.label.as_ref().unwrap_or(&sample.image),
-                format!("a label of {width}x{height} like its image (width x height)"),
-                format!("{}x{}", label.width, label.height),
-                format!("check that it belongs to {}", sample.image.display()),
-            ));
-        }
+        check_sizes(sample, example.size(), (label.height, label.width))?;
         example.label = Some(label);
         Ok(example)
     }
@@ -298,9 +322,7 @@ impl Dataset {
                     let next = "create it with one image stem a line, or choose another `--split`";
                     return Err(Error::data(&path, format!("the list of split `{split}`"), "no file", next));
                 }
-                let text = io::read_text(&path)?;
-                let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-                (lines.map(String::from).collect(), path)
+                (lines_of(&path)?, path)
             }
         };
         self.select(&lines, &all, &origin, split)
@@ -315,9 +337,13 @@ impl Dataset {
             }
         }
         let (mut chosen, mut missing) = (BTreeSet::new(), Vec::new());
+        let named = |name: &str| by_name.get(name.trim_start_matches("./"));
+        // Records name pictures from other folders on than the root.
+        let recorded = |name| std::iter::successors(Some(name), |name: &&str| Some(name.split_once('/')?.1)).find_map(named);
         for line in lines {
             let matches = match is_glob(line) {
-                false => by_name.get(line.trim_start_matches("./")).cloned().unwrap_or_default(),
+                false if is_records(origin) => recorded(line).cloned().unwrap_or_default(),
+                false => named(line).cloned().unwrap_or_default(),
                 true => {
                     let glob = glob(line, origin)?;
                     (0..all.len()).filter(|&index| glob.is_match(&all[index])).collect()
@@ -362,6 +388,42 @@ impl Dataset {
     }
 }
 
+/// True for lists of records with a `file_name`, as detectron2's users write them: those of CLOUDS and Mask2Former.
+fn is_records(list: &Path) -> bool {
+    list.extension().is_some_and(|extension| extension == "json")
+}
+
+/// The names or globs of a list.
+fn lines_of(list: &Path) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Record {
+        file_name: String,
+    }
+    let text = io::read_text(list)?;
+    if is_records(list) {
+        let records: Vec<Record> = serde_json::from_str(&text).map_err(|e| {
+            let next = "give a list of objects with `file_name`, or a text with one image stem a line";
+            Error::data(list, "a list of pictures in JSON", e.to_string(), next)
+        })?;
+        return Ok(records.into_iter().map(|record| record.file_name).collect());
+    }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(String::from).collect())
+}
+
+/// Sizes (h, w) of a picture and its label.
+fn check_sizes(sample: &Sample, (height, width): (usize, usize), label: (usize, usize)) -> Result<()> {
+    if label == (height, width) {
+        return Ok(());
+    }
+    Err(Error::data(
+        sample.label.as_ref().unwrap_or(&sample.image),
+        format!("a label of {width}x{height} like its image (width x height)"),
+        format!("{}x{}", label.1, label.0),
+        format!("check that it belongs to {}", sample.image.display()),
+    ))
+}
+
 /// Without `.` and `a/..`, so that messages are readable.
 fn tidy(path: &Path) -> PathBuf {
     let mut tidy = PathBuf::new();
@@ -395,7 +457,12 @@ fn default_root(name: &str, descriptor: &Descriptor, images: &ImageGlob, search:
     let named: Vec<PathBuf> = search.folders.iter().map(|folder| folder.join(name)).collect();
     beside.chain(&named).find(|folder| folder.is_dir()).cloned().ok_or_else(|| {
         let tried = named.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
-        let next = format!("give it as `{name}=FOLDER`, or set `DATUM_DATASETS` to the folder that holds `{name}`");
+        let labels = descriptor.labels.as_deref().map_or(String::new(), |labels| format!("\n    {name}/{labels}"));
+        let next = format!(
+            "give it as `{name}=FOLDER`, or set `DATUM_DATASETS` to the folder that holds `{name}`:\n    {name}/{}{labels}\n  \
+             without any data: `datum demo`, `clouds demo`",
+            images.pattern
+        );
         let expected = format!("the root folder of data set `{name}` with `{}`", images.pattern);
         Error::data(named.last().cloned().unwrap_or_default(), expected, format!("none (tried {tried})"), next)
     })

@@ -16,8 +16,22 @@ macro_rules! shipped {
 pub(super) const SHIPPED: [(&str, &str); 9] =
     shipped!["acdc", "bdd100k", "camvid", "cityscapes", "dark-zurich", "gta", "mapillary", "street", "synthia"];
 
-const KEYS: [&str; 10] =
-    ["extends", "root", "images", "labels", "classes", "ignore_index", "palette", "things", "id_map", "splits"];
+const KEYS: [&str; 11] =
+    ["extends", "root", "images", "labels", "classes", "ignore_index", "palette", "things", "id_map", "splits", "compare"];
+
+/// Where segmenters that are shown photos of a fixed short side (those of CLOUDS) are compared with the labels.
+///
+/// # Source
+/// The evaluators that CLOUDS uses: cityscapesScripts, and detectron2's `SemSegEvaluator` for the other data sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compare {
+    /// At the photo's own size, as all other segmenters.
+    #[default]
+    Original,
+    /// At the size that they are shown; means leave out classes that no label has.
+    Resized,
+}
 
 /// One dataset file as written.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -33,6 +47,7 @@ pub(super) struct Descriptor {
     things: Option<Vec<String>>,
     id_map: Option<BTreeMap<String, u8>>,
     splits: Option<BTreeMap<String, String>>,
+    compare: Option<Compare>,
     /// Where it comes from: a path, or `camvid.toml (shipped)`.
     #[serde(skip)]
     pub origin: PathBuf,
@@ -114,6 +129,7 @@ impl Descriptor {
         }
         self.ignore_index = self.ignore_index.or(base.ignore_index);
         self.splits = self.splits.or(base.splits);
+        self.compare = self.compare.or(base.compare);
         if self.images.is_none() {
             self.images = base.images;
             self.labels = self.labels.or(base.labels);
@@ -167,6 +183,10 @@ impl Descriptor {
     /// The file's number for "no class".
     pub fn ignore_index(&self) -> u16 {
         self.ignore_index.unwrap_or(u16::from(IGNORE))
+    }
+
+    pub fn compare(&self) -> Compare {
+        self.compare.unwrap_or_default()
     }
 
     pub fn splits(&self) -> BTreeMap<String, String> {

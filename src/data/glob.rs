@@ -62,6 +62,7 @@ pub(super) fn is_glob(text: &str) -> bool {
     text.contains(['*', '?', '[', '{'])
 }
 
+/// What is not UTF-8 gets a stand-in, with which the file is not found: it is reported by whoever reads it, and counted.
 pub(super) fn slashed(path: impl AsRef<Path>) -> String {
     path.as_ref().components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }

@@ -18,7 +18,7 @@ pub mod transforms;
 
 pub use check::{Check, check};
 pub use dataset::{Dataset, Sample, Search};
-pub use descriptor::classes_of;
+pub use descriptor::{Compare, classes_of};
 pub use loader::{Batch, Loader};
 pub use prepare::{Prepared, prepare};
 pub use sheet::{sheet, stack};

@@ -257,7 +257,7 @@ impl RareClassSampling {
     }
 
     /// Crops the drawn image until the crop shows enough of the class: `crop` makes one (its argument counts from 0),
-    /// `labels` gives a crop's train ids. The last of `max_crops` is taken as it is.
+    /// `labels` gives a crop's train ids. After `max_crops` that show too little one more is taken as it is, as DAFormer does.
     pub fn crop<T>(&self, class: u8, mut crop: impl FnMut(usize) -> Result<T>, labels: impl Fn(&T) -> &[u8]) -> Result<T> {
         let min_pixels = self.classes.iter().find(|c| c.class == class).map_or(self.config.min_pixels, |c| c.min_pixels);
         let mut attempt = 0;
@@ -267,7 +267,7 @@ impl RareClassSampling {
             let ids = labels(&candidate);
             let shown = ids.iter().filter(|&&id| id == class).count();
             let wanted = min_pixels.of(ids.len() as u64) * self.config.min_crop_ratio;
-            if shown as f64 > wanted || attempt >= self.config.max_crops {
+            if shown as f64 > wanted || attempt > self.config.max_crops {
                 return Ok(candidate);
             }
         }
@@ -376,7 +376,7 @@ mod tests {
             Ok(vec![0u8; 8])
         };
         sampling.crop(3, empty, |ids| ids).unwrap();
-        assert_eq!(tries, 10);
+        assert_eq!(tries, 11);
     }
 
     #[test]

@@ -64,6 +64,19 @@ pub fn nearest(labels: &LabelMap, size: (usize, usize)) -> LabelMap {
     LabelMap { height: size.0, width: size.1, ids }
 }
 
+/// Nearest to the middle: `source = ⌊(target + ½) · from / to⌋`, as Pillow's `NEAREST`, which adds up `from / to`: where that is a whole
+/// number, rounding decides.
+pub fn nearest_middle(labels: &LabelMap, size: (usize, usize)) -> LabelMap {
+    let sources = |from: usize, to: usize| {
+        let step = from as f64 / to as f64;
+        std::iter::successors(Some(0.5 * step), move |at| Some(at + step)).take(to).map(move |at| (at as usize).min(from - 1))
+    };
+    let columns: Vec<usize> = sources(labels.width, size.1).collect();
+    let row = |y: usize| &labels.ids[y * labels.width..][..labels.width];
+    let ids = sources(labels.height, size.0).flat_map(|y| columns.iter().map(move |&x| row(y)[x])).collect();
+    LabelMap { height: size.0, width: size.1, ids }
+}
+
 /// Bilinear with antialiasing (a triangle filter that widens when shrinking), rounded to 8 bits after each direction:
 /// equals Pillow's `resize(…, BILINEAR)`, columns before rows (Pillow 13 has the other order where only the height shrinks).
 pub fn antialiased(image: &RgbImage, size: (usize, usize)) -> RgbImage {

@@ -13,7 +13,8 @@
 //! number of looks. `street=FOLDER` opens the folder as a [`Dataset`](super::Dataset).
 
 use super::descriptor::classes_of;
-use super::street::{Look, Rendered, Scene, focus};
+use super::street::focus::{self, Focus};
+use super::street::{Look, Rendered, Scene};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
 use crate::io::manifest::{self, Manifest, Record, json_lines};
@@ -56,13 +57,24 @@ pub struct StreetSet {
     pub focus: f64,
     /// Share of those in which one thing fills much of the picture, 0 to 1.
     pub close_up: f64,
+    /// Kinds of things those scenes are about, each as often as it is named; all ten if none is.
+    pub about: Vec<String>,
     /// Seed of all scenes.
     pub seed: u64,
 }
 
 impl Default for StreetSet {
     fn default() -> Self {
-        Self { count: 500, width: 512, height: 256, look: vec![Look::Day.name().into()], focus: 0.0, close_up: 0.0, seed: 0 }
+        Self {
+            count: 500,
+            width: 512,
+            height: 256,
+            look: vec![Look::Day.name().into()],
+            focus: 0.0,
+            close_up: 0.0,
+            about: Vec::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -93,6 +105,8 @@ struct Rendering {
     focus: f64,
     #[serde(default)]
     close_up: f64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    about: Vec<String>,
     /// BLAKE3 of the picture and of its label map.
     blake3: String,
     label_blake3: String,
@@ -119,24 +133,26 @@ impl StreetSet {
     pub fn check(&self, folder: Option<&Path>) -> Result<()> {
         self.check_numbers()?;
         let looks = self.looks()?;
+        self.kinds()?;
         let Some(folder) = folder.filter(|folder| Self::is_begun(folder)) else { return Ok(()) };
         let (records, _) = manifest::read::<Rendering>(&folder.join(MANIFEST))?;
         let fits = |record: &&Rendering| {
             (record.seed, record.width, record.height) == (self.seed, self.width, self.height)
-                && (record.focus, record.close_up) == (self.focus, self.close_up)
+                && (record.focus, record.close_up, &record.about) == (self.focus, self.close_up, &self.about)
                 && record.look == look_of(&looks, record.index).name()
         };
         match records.iter().find(|record| !fits(record)) {
             None => Ok(()),
             Some(other) => Err(Error::Usage(format!(
-                "{} holds scenes of other settings: seed {}, {}x{}, focus {}, close-up {}, scene {} by the look `{}`\n  next: choose another `--output`, \
-                 or give the same settings to add scenes",
+                "{} holds scenes of other settings: seed {}, {}x{}, focus {}, close-up {}, about {:?}, scene {} by the look `{}`\n  next: choose \
+                 another `--output`, or give the same settings to add scenes",
                 folder.display(),
                 other.seed,
                 other.width,
                 other.height,
                 other.focus,
                 other.close_up,
+                other.about,
                 other.index,
                 other.look
             ))),
@@ -176,7 +192,9 @@ impl StreetSet {
         manifest.sort()?;
         job.lists(manifest.records())?;
         if made < missing.len() as u64 {
-            return Err(Error::Interrupted { resume: "run the same command again; finished scenes are kept".into() });
+            // Without `--output`, the same command would begin another folder.
+            let resume = format!("run the same command with `--output {}`; finished scenes are kept", folder.display());
+            return Err(Error::Interrupted { resume });
         }
         Ok(Written { images: folder.join(IMAGES), captions: folder.join(CAPTIONS), made, kept })
     }
@@ -186,6 +204,10 @@ impl StreetSet {
             return Err(Error::Usage("no look\n  next: add e.g. `--look day`".into()));
         }
         self.look.iter().map(|name| name.trim().parse().map_err(|e| Error::Usage(format!("--look: {e}")))).collect()
+    }
+
+    fn kinds(&self) -> Result<Vec<Focus>> {
+        focus::kinds(&self.about).map_err(|e| Error::Usage(format!("--about: {e}")))
     }
 
     fn check_numbers(&self) -> Result<()> {
@@ -202,9 +224,9 @@ impl StreetSet {
                 return Err(Error::Usage(format!("{flag} {share}: expected a share from 0 to 1")));
             }
         }
-        if self.close_up > 0.0 && self.focus == 0.0 {
-            let text =
-                format!("--close-up {} without --focus: only scenes about one kind of thing have close-ups", self.close_up);
+        if self.focus == 0.0 && (self.close_up > 0.0 || !self.about.is_empty()) {
+            let flag = if self.close_up > 0.0 { "--close-up" } else { "--about" };
+            let text = format!("{flag} without --focus: no scene is about one kind of thing");
             return Err(Error::Usage(format!("{text}\n  next: add e.g. `--focus 0.5`")));
         }
         if self.count == 0 || self.count > MOST {
@@ -222,19 +244,20 @@ struct Job<'a> {
     set: &'a StreetSet,
     folder: &'a Path,
     looks: Vec<Look>,
+    kinds: Vec<Focus>,
     classes: Classes,
 }
 
 impl<'a> Job<'a> {
     fn new(set: &'a StreetSet, folder: &'a Path) -> Result<Self> {
-        Ok(Self { set, folder, looks: set.looks()?, classes: classes_of("street")? })
+        Ok(Self { set, folder, looks: set.looks()?, kinds: set.kinds()?, classes: classes_of("street")? })
     }
 
     /// Renders one scene and writes its files.
     fn make(&self, index: u64) -> Result<Rendering> {
         let set = self.set;
         let look = look_of(&self.looks, index);
-        let scene = match focus::drawn(set.seed, index, set.focus) {
+        let scene = match focus::drawn(set.seed, index, set.focus, &self.kinds) {
             None => Scene::new(set.seed, index),
             Some(kind) => Scene::about(set.seed, index, kind, set.close_up),
         };
@@ -254,6 +277,7 @@ impl<'a> Job<'a> {
             height: set.height,
             focus: set.focus,
             close_up: set.close_up,
+            about: set.about.clone(),
             blake3: hash::file(&image_path)?,
             label_blake3: hash::file(&label_path)?,
             captions,

@@ -238,16 +238,22 @@ pub fn photometric_distortion(image: &mut RgbImage, rng: &mut Rng) {
     }
     let saturation = (rng.below(2) == 1).then(|| rng.uniform_in(0.5, 1.5));
     let hue = (rng.below(2) == 1).then(|| rng.below(36) as i32 - 18);
-    if saturation.is_some() || hue.is_some() {
-        for pixel in image.pixels.chunks_exact_mut(3) {
-            let [mut h, mut s, v] = rgb_to_hsv([pixel[0], pixel[1], pixel[2]]);
-            s = saturation.map_or(s, |scale| (f32::from(s) * scale).clamp(0.0, 255.0) as u8);
-            h = hue.map_or(h, |shift| (i32::from(h) + shift).rem_euclid(180) as u8);
-            pixel.copy_from_slice(&hsv_to_rgb([h, s, v]));
-        }
+    // One after the other, rounded to 8 bits in between.
+    if let Some(scale) = saturation {
+        in_hsv(&mut image.pixels, |[h, s, v]| [h, (f32::from(s) * scale).clamp(0.0, 255.0) as u8, v]);
+    }
+    if let Some(shift) = hue {
+        in_hsv(&mut image.pixels, |[h, s, v]| [(i32::from(h) + shift).rem_euclid(180) as u8, s, v]);
     }
     if !contrast_first {
         contrast(&mut image.pixels, rng);
+    }
+}
+
+/// Changes RGB pixels in HSV.
+fn in_hsv(pixels: &mut [u8], change: impl Fn([u8; 3]) -> [u8; 3]) {
+    for pixel in pixels.chunks_exact_mut(3) {
+        pixel.copy_from_slice(&hsv_to_rgb(change(rgb_to_hsv([pixel[0], pixel[1], pixel[2]]))));
     }
 }
 

@@ -1,13 +1,19 @@
 //! A whole text-to-image model in memory: its settings, its parameters, and views on them for sampling and training.
 
 use super::folder::{self, PipelineFolder, PipelineSettings, PipelineWeights};
-use super::noise_schedule::NoiseSchedule;
+use super::noise_schedule::{NoiseSchedule, PredictionType};
+use super::sampler::SamplerKind;
 use super::text_to_image::TextToImage;
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::io::tokenizer::Tokenizer;
 use crate::models::stable_diffusion::{SchedulerConfig, TextConfig, TextEncoder, UNet, UNetConfig, Vae, VaeConfig};
 use crate::nn::{Builder, ParamStore};
 use std::path::Path;
+
+/// Longest side of a picture in pixels.
+pub const LONGEST_SIDE: usize = 1 << 14;
+/// Most pixels of a picture.
+pub const MOST_PIXELS: usize = 1 << 24;
 
 /// Settings and parameters of a model. Networks are views on the parameters (see [`Builder::from_store`]).
 pub struct Model {
@@ -111,15 +117,28 @@ impl Model {
     /// (height, width) of the latent grid for an image size in pixels; 0 takes the size the model was trained for.
     ///
     /// # Errors
-    /// Sizes the autoencoder cannot divide.
+    /// Sizes the autoencoder cannot divide, or as in [`check_size`].
     pub fn latent_size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         let factor = self.vae_config.downsampling();
         let cells = |pixels: usize, name: &str| match pixels {
             0 => Ok(self.unet_config.sample_size),
             p if p % factor == 0 => Ok(p / factor),
-            p => Err(crate::base::Error::Usage(format!("--{name} {p}: this model needs a multiple of {factor}"))),
+            p => Err(Error::Usage(format!("--{name} {p}: this model needs a multiple of {factor}"))),
         };
-        Ok((cells(height, "height")?, cells(width, "width")?))
+        let (height, width) = (cells(height, "height")?, cells(width, "width")?);
+        check_size(height.saturating_mul(factor), width.saturating_mul(factor))?;
+        Ok((height, width))
+    }
+
+    /// PNDM; DDIM for networks that predict clean latents, which PNDM cannot use.
+    ///
+    /// # Errors
+    /// Scheduler settings that nothing can follow.
+    pub fn usual_sampler(&self) -> Result<SamplerKind> {
+        Ok(match self.schedule()?.config().prediction_type {
+            PredictionType::Sample => SamplerKind::Ddim,
+            _ => SamplerKind::Pndm,
+        })
     }
 
     /// Digest of all parameters, for manifests: equal models have equal digests.
@@ -134,5 +153,41 @@ impl Model {
             }
         }
         Ok(hasher.finalize().to_hex()[..16].to_string())
+    }
+}
+
+/// Refuses pictures too large for any machine: an allocation that fails ends the process without a word. A side of 0 pixels is
+/// one that is not known yet.
+///
+/// # Errors
+/// More than [`LONGEST_SIDE`] or [`MOST_PIXELS`].
+pub fn check_size(height: usize, width: usize) -> Result<()> {
+    for (name, side) in [("height", height), ("width", width)] {
+        if side > LONGEST_SIDE {
+            let next = "give a smaller size";
+            return Err(Error::Usage(format!("--{name} {side}: expected at most {LONGEST_SIDE} pixels\n  next: {next}")));
+        }
+    }
+    if height * width > MOST_PIXELS {
+        let found = format!("--width {width} --height {height}: expected at most {MOST_PIXELS} pixels in all");
+        return Err(Error::Usage(format!("{found}\n  next: give a smaller size")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_too_large_for_any_machine_are_refused() {
+        for (height, width) in [(0, 0), (512, 512), (LONGEST_SIDE, 0), (LONGEST_SIDE, 1024), (4096, 4096)] {
+            check_size(height, width).unwrap();
+        }
+        let parts = [(0, usize::MAX, "--width"), (LONGEST_SIDE + 1, 8, "--height 16385"), (4096, 4104, "16777216 pixels in all")];
+        for (height, width, part) in parts {
+            let error = check_size(height, width).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains(part), "{error}");
+        }
     }
 }

@@ -154,8 +154,7 @@ impl TextToImage {
             return Ok((steps, clean));
         }
         let start = steps - ((steps as f64 * strength).round() as usize).clamp(1, steps);
-        let timestep = sampler.timesteps()[start] as usize;
-        Ok((start, self.schedule.add_noise(&clean, &noise, &vec![timestep; requests.len()])?))
+        Ok((start, sampler.noised(&clean, &noise, start)?))
     }
 
     /// Scaled latents of pictures: the mean of the encoder's posterior.

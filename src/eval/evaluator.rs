@@ -4,7 +4,7 @@ use super::{ConfusionMatrix, Inference, Scores};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
 use crate::data::transforms::keep_ratio_size;
-use crate::data::{Dataset, Example, Loader, Normalize, Sample, resize};
+use crate::data::{Compare, Dataset, Example, Loader, Normalize, Sample, resize};
 use crate::io::images::{self, RgbImage};
 use crate::labels::LabelMap;
 use crate::nn::resize_bilinear;
@@ -64,12 +64,25 @@ impl Evaluator {
         image: &RgbImage,
         model: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
     ) -> candle_core::Result<LabelMap> {
-        let original = (image.height, image.width);
+        label_map(&self.logits(image, model)?.0, (image.height, image.width))
+    }
+
+    /// What the network says about a picture, and the size it was shown.
+    fn logits(
+        &self,
+        image: &RgbImage,
+        model: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<(Tensor, (usize, usize))> {
         let resized = self.resize.map(|resize| resize.apply(image));
         let input = resized.as_ref().unwrap_or(image);
-        let images = self.normalize.apply(input, (input.height, input.width), &self.device)?.unsqueeze(0)?;
-        let logits = resize_bilinear(&self.inference.logits(&images, model)?, original, false)?;
-        LabelMap::from_logits(&logits).map_err(|e| candle_core::Error::Msg(e.to_string()))
+        let shown = (input.height, input.width);
+        let images = self.normalize.apply(input, shown, &self.device)?.unsqueeze(0)?;
+        Ok((self.inference.logits(&images, model)?, shown))
+    }
+
+    /// Whether predictions are compared at the size that the network is shown.
+    fn compares_resized(&self, dataset: &Dataset) -> bool {
+        matches!(self.resize, Some(Resize::ShortSide(_))) && dataset.compare == Compare::Resized
     }
 
     /// Scores `model` on a split (none: all pictures). `each` receives every prediction, e.g. to write it.
@@ -102,6 +115,8 @@ impl Evaluator {
         let load = move |index: u64| loading.0.load(&loading.1[index as usize]);
         let mut matrix = ConfusionMatrix::new(dataset.classes.len());
         let (mut scored, mut unreadable) = (0, Vec::new());
+        let resized = self.compares_resized(dataset);
+        let scores = if resized { Scores::of_labelled } else { Scores::new };
         progress.stage("evaluate", total, 0);
         for (index, loaded) in Loader::new(0..total, 1, 2, load)?.enumerate() {
             if interrupt::requested() {
@@ -111,9 +126,14 @@ impl Evaluator {
                 Err(error) if is_undecodable(&error, &samples[index]) => unreadable.push(error),
                 Err(error) => return Err(error),
                 Ok(Example { image, label }) => {
-                    let prediction = self.predict(&image, model)?;
-                    if let Some(label) = label {
-                        matrix.add(&prediction, &label)?;
+                    let (logits, shown) = self.logits(&image, model)?;
+                    let prediction = label_map(&logits, (image.height, image.width))?;
+                    match label {
+                        Some(label) if resized => {
+                            matrix.add(&label_map(&logits, shown)?, &resize::nearest_middle(&label, shown))?;
+                        }
+                        Some(label) => matrix.add(&prediction, &label)?,
+                        None => {}
                     }
                     scored += 1;
                     each(&samples[index], &image, &prediction)?;
@@ -122,8 +142,13 @@ impl Evaluator {
             progress.step(index as u64 + 1, "");
         }
         progress.end();
-        finish(dataset, matrix, scored, unreadable, progress)
+        finish(dataset, matrix, scored, unreadable, scores, progress)
     }
+}
+
+/// Logits at another size, bilinear, and their argmax.
+fn label_map(logits: &Tensor, size: (usize, usize)) -> candle_core::Result<LabelMap> {
+    LabelMap::from_logits(&resize_bilinear(logits, size, false)?).map_err(|e| candle_core::Error::Msg(e.to_string()))
 }
 
 /// Turns counts into scores, after the warning about pictures that were left out.
@@ -132,6 +157,7 @@ pub(super) fn finish(
     matrix: ConfusionMatrix,
     scored: u64,
     unreadable: Vec<Error>,
+    scores: impl Fn(&ConfusionMatrix, &[String], u64) -> Scores,
     progress: &dyn Progress,
 ) -> Result<Evaluation> {
     if let Some(line) = images::unreadable_line(&unreadable, scored as usize + unreadable.len()) {
@@ -140,7 +166,7 @@ pub(super) fn finish(
         }
         progress.warn(&line);
     }
-    let scores = Scores::new(&matrix, &dataset.classes.names, scored);
+    let scores = scores(&matrix, &dataset.classes.names, scored);
     Ok(Evaluation { scores, matrix, unreadable: unreadable.len() as u64 })
 }
 

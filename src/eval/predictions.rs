@@ -1,13 +1,14 @@
 //! Scoring label maps that any tool wrote.
 
-use super::ConfusionMatrix;
 use super::evaluator::{Evaluation, finish};
+use super::{ConfusionMatrix, Scores};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Sample};
 use crate::io::images;
 use crate::labels::{IGNORE, IdMap, LabelMap, list_ids};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// What the numbers in a folder of predictions are.
@@ -20,12 +21,13 @@ pub enum PredictionIds {
 }
 
 /// Scores the id maps (PNG) below `folder` against a split of `dataset`. A map belongs to the picture of the same name, or
-/// of its label, or of the part that tells it from others (`a.png`, `a_leftImg8bit.png` or `a_gtFine_labelIds.png`).
+/// of its label, or of the part that tells it from others (`a.png`, `a_leftImg8bit.png` or `a_gtFine_labelIds.png`); where
+/// several have that name, to the one in the same folders, as `predict` lays them out.
 /// Whether they hold train ids or label ids is told by the ids that occur: label ids if all are listed in `[id_map]` (a
 /// folder without a single pixel of class 0 is the rarer case), else train ids if they fit. Label ids are reported.
 ///
 /// # Errors
-/// [`Error::Data`] for missing predictions, sizes other than the label's, and ids that are neither.
+/// [`Error::Data`] for missing or ambiguous predictions, sizes other than the label's, and ids that are neither.
 pub fn score_predictions(dataset: &Dataset, split: Option<&str>, folder: &Path, progress: &dyn Progress) -> Result<Evaluation> {
     let samples = dataset.samples(split)?;
     let files = find(dataset, &samples, folder)?;
@@ -47,30 +49,79 @@ pub fn score_predictions(dataset: &Dataset, split: Option<&str>, folder: &Path, 
         progress.step(done as u64 + 1, "");
     }
     progress.end();
-    finish(dataset, matrix, samples.len() as u64, Vec::new(), progress)
+    finish(dataset, matrix, samples.len() as u64, Vec::new(), Scores::new, progress)
 }
 
 /// The prediction of every sample.
+///
+/// # Errors
+/// Missing ones; two files that may belong to one sample; one file that may belong to two.
 fn find(dataset: &Dataset, samples: &[Sample], folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut by_stem = BTreeMap::new();
+    let mut by_stem: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for path in images::list(folder)? {
         if let (Some(stem), true) = (path.file_stem(), path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"))) {
-            by_stem.insert(stem.to_string_lossy().into_owned(), path.clone());
+            by_stem.entry(stem.to_string_lossy().into_owned()).or_default().push(path.clone());
         }
     }
     let prediction = |sample: &Sample| {
         let label = sample.label.as_ref().and_then(|path| path.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
         let names = [Some(sample.stem.clone()), label, Some(dataset.short_name(sample).to_string())];
-        names.into_iter().flatten().find_map(|name| by_stem.get(&name)).cloned()
+        let files = names.into_iter().flatten().find_map(|name| by_stem.get(&name));
+        files.map_or(Ok(None), |files| nearest(dataset, sample, files, folder))
     };
-    let found: Vec<Option<PathBuf>> = samples.iter().map(prediction).collect();
+    let found = samples.iter().map(prediction).collect::<Result<Vec<_>>>()?;
     if let Some(missing) = found.iter().position(Option::is_none) {
         let count = found.iter().filter(|path| path.is_none()).count();
         let expected = format!("one PNG per image of `{}`, named like the image", dataset.name);
         let missing = format!("none for {count} of {}, e.g. {}.png", samples.len(), samples[missing].stem);
         return Err(Error::data(folder, expected, missing, "write the missing ones, or choose the `--split` they belong to"));
     }
-    Ok(found.into_iter().flatten().collect())
+    let found: Vec<PathBuf> = found.into_iter().flatten().collect();
+    let mut taken = BTreeMap::new();
+    for (file, sample) in found.iter().zip(samples) {
+        if let Some(other) = taken.insert(file, sample) {
+            let expected = format!("one PNG per image of `{}`", dataset.name);
+            let both = format!("one for both {} and {}", other.image.display(), sample.image.display());
+            return Err(Error::data(
+                file,
+                expected,
+                both,
+                "write predictions into the same folders as the images, as `predict` does",
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// Of files that are named like a sample, the one whose folders are most like those of its image or label. A part of the
+/// images' folders may be missing, since predictions of a split begin below its folder.
+///
+/// # Errors
+/// Two that are equally like.
+fn nearest(dataset: &Dataset, sample: &Sample, files: &[PathBuf], folder: &Path) -> Result<Option<PathBuf>> {
+    let own: Vec<_> =
+        [Some(&sample.image), sample.label.as_ref()].into_iter().flatten().map(|p| folders(p, &dataset.root)).collect();
+    // How many folders agree; of as many, the file without further ones.
+    let likeness = |file: &PathBuf| {
+        let theirs = folders(file, folder);
+        let shared = own.iter().map(|own| own.iter().zip(&theirs).take_while(|(own, theirs)| own == theirs).count()).max();
+        (shared, shared == Some(theirs.len()))
+    };
+    let best = files.iter().map(likeness).max();
+    let mut nearest = files.iter().filter(|file| Some(likeness(file)) == best);
+    let first = nearest.next();
+    if let (Some(one), Some(two)) = (first, nearest.next()) {
+        let expected = format!("one PNG for {}", sample.image.display());
+        let found = format!("{} and {}", one.display(), two.display());
+        return Err(Error::data(folder, expected, found, "leave only the predictions that are to be scored in that folder"));
+    }
+    Ok(first.cloned())
+}
+
+/// The folders between `root` and a file, the innermost first.
+fn folders<'a>(file: &'a Path, root: &Path) -> Vec<&'a OsStr> {
+    let below = file.strip_prefix(root).unwrap_or(file).parent();
+    below.into_iter().flat_map(Path::iter).rev().collect()
 }
 
 /// Of ids that are neither all listed nor all train ids, those up to the largest listed one are label ids.

@@ -13,7 +13,7 @@ const NOT_IN_13: [&str; 3] = ["wall", "fence", "pole"];
 pub struct ClassScore {
     /// Its name.
     pub name: String,
-    /// Intersection over union, 0…1; none if it is neither labelled nor predicted.
+    /// Intersection over union, 0…1; none if it is neither labelled nor predicted, or not labelled where that is the rule.
     pub iou: Option<f64>,
     /// Share of its labelled pixels that were found, 0…1; none if it is not labelled.
     pub acc: Option<f64>,
@@ -49,12 +49,24 @@ impl Scores {
     /// # Source
     /// mmsegmentation's `mIoU` metric; means leave out absent classes.
     pub fn new(matrix: &ConfusionMatrix, names: &[String], images: u64) -> Self {
+        Self::with(matrix, names, images, |_| true)
+    }
+
+    /// [`Self::new`], with no IoU for classes that no label has, however often they are predicted.
+    ///
+    /// # Source
+    /// detectron2's `SemSegEvaluator`.
+    pub fn of_labelled(matrix: &ConfusionMatrix, names: &[String], images: u64) -> Self {
+        Self::with(matrix, names, images, |id| matrix.labelled(id) > 0)
+    }
+
+    fn with(matrix: &ConfusionMatrix, names: &[String], images: u64, counts: impl Fn(usize) -> bool) -> Self {
         let ratio = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         let class = |id: usize| {
             let (hit, labelled) = (matrix.count(id, id), matrix.labelled(id));
             let union = labelled + matrix.predicted(id) - hit;
             let name = names.get(id).cloned().unwrap_or_else(|| format!("class {id}"));
-            ClassScore { name, iou: ratio(hit, union), acc: ratio(hit, labelled) }
+            ClassScore { name, iou: ratio(hit, union).filter(|_| counts(id)), acc: ratio(hit, labelled) }
         };
         let num_classes = matrix.num_classes();
         let classes: Vec<ClassScore> = (0..num_classes).map(class).collect();

@@ -4,6 +4,7 @@
 use crate::base::{Error, Result};
 use crate::io::atomic;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -92,7 +93,7 @@ pub fn read_rgb(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// As [`read_rgb`].
 pub fn inspect(path: &Path) -> Result<(usize, usize)> {
-    let failed = |e| Error::io(path, e);
+    let failed = |e| unopened(path, e);
     let reader = ImageReader::open(path).map_err(failed)?.with_guessed_format().map_err(failed)?;
     let format = reader.format();
     let (width, height) = reader.into_dimensions().map_err(|e| undecodable(path, e))?;
@@ -279,7 +280,8 @@ pub fn read_png_text(path: &Path) -> Result<Vec<(String, String)>> {
 pub struct Scan {
     /// Files with a readable header and an end, sorted.
     pub images: Vec<PathBuf>,
-    /// One error per file that is named like a picture and is none. Report them, see [`unreadable_line`].
+    /// One error per file that is named like a picture and is none, and per link that leads nowhere or folder that can't be
+    /// listed. Report them, see [`unreadable_line`].
     pub unreadable: Vec<Error>,
 }
 
@@ -288,8 +290,9 @@ pub struct Scan {
 /// # Errors
 /// [`Error::Io`] if the folder can't be listed, [`Error::Data`] if it holds no readable picture.
 pub fn scan(folder: &Path) -> Result<Scan> {
-    let mut found = Scan::default();
-    for path in list(folder)?.into_iter().filter(|path| is_image(path)) {
+    let Entries { files, lost } = walk(folder)?;
+    let mut found = Scan { images: Vec::new(), unreadable: lost.into_iter().map(|(_, error)| error).collect() };
+    for path in files.into_iter().filter(|path| is_image(path)) {
         match inspect(&path) {
             Ok(_) => found.images.push(path),
             Err(error) => found.unreadable.push(error),
@@ -304,27 +307,69 @@ pub fn scan(folder: &Path) -> Result<Scan> {
     Ok(found)
 }
 
-/// Every visible file below `folder`, sorted.
+/// Every visible file below `folder`, sorted. Links that are named like pictures are among them even if they lead nowhere:
+/// whoever reads them says so, and counts them.
 ///
 /// # Errors
-/// [`Error::Io`] for folders that can't be listed.
+/// [`Error::Io`] for folders that can't be listed, [`Error::Data`] for links that lead nowhere and may have been folders.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    if !folder.is_dir() && folder.exists() {
-        return Err(Error::data(folder, "a folder", "a file", "name the folder that holds the images"));
-    }
-    let visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
-    let mut files = Vec::new();
-    for entry in walkdir::WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
-        let entry = entry.map_err(|e| {
-            let path = e.path().unwrap_or(folder).to_path_buf();
-            Error::io(path, e.into_io_error().unwrap_or_else(|| std::io::Error::other("a loop of links")))
-        })?;
-        if entry.file_type().is_file() {
-            files.push(entry.into_path());
+    let Entries { mut files, lost } = walk(folder)?;
+    for (path, error) in lost {
+        // Without a folder of pictures there would be fewer than the user believes.
+        if !is_image(&path) {
+            return Err(error);
         }
+        files.push(path);
     }
     files.sort();
     Ok(files)
+}
+
+/// What lies below a folder, without what is hidden.
+#[derive(Default)]
+struct Entries {
+    /// Files, sorted.
+    files: Vec<PathBuf>,
+    /// What could not be followed or listed, and why.
+    lost: Vec<(PathBuf, Error)>,
+}
+
+fn walk(folder: &Path) -> Result<Entries> {
+    if !folder.is_dir() && folder.exists() {
+        return Err(Error::data(folder, "a folder", "a file", "name the folder that holds the images"));
+    }
+    let hidden = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
+    let visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !hidden(entry.file_name());
+    let mut found = Entries::default();
+    for entry in walkdir::WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
+        match entry {
+            Ok(entry) if entry.file_type().is_file() => found.files.push(entry.into_path()),
+            Ok(_) => {}
+            Err(e) => {
+                let (depth, path) = (e.depth(), e.path().unwrap_or(folder).to_path_buf());
+                let is_hidden = depth > 0 && e.path().and_then(Path::file_name).is_some_and(hidden);
+                match unlisted(&path, e) {
+                    error if depth == 0 => return Err(error),
+                    error if !is_hidden => found.lost.push((path, error)),
+                    _ => {}
+                }
+            }
+        }
+    }
+    found.files.sort();
+    Ok(found)
+}
+
+/// Why an entry of a folder is none.
+fn unlisted(path: &Path, error: walkdir::Error) -> Error {
+    let link = |found: &str, next: &str| Error::data(path, "a file or folder", found, next);
+    match error.into_io_error() {
+        Some(e) if e.kind() == std::io::ErrorKind::NotFound && path.is_symlink() => {
+            link("a link that leads nowhere", "restore what it points to, or remove it")
+        }
+        Some(e) => Error::io(path, e),
+        None => link("a link to a folder that it lies in", "remove it"),
+    }
 }
 
 /// True for names that end like a picture.
@@ -343,7 +388,16 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     if path.is_dir() {
         return Err(Error::data(path, "an image file", "a folder", "name a file in it"));
     }
-    std::fs::read(path).map_err(|e| Error::io(path, e))
+    std::fs::read(path).map_err(|e| unopened(path, e))
+}
+
+/// Data sets know pictures by text. A name that is none reaches here with stand-ins for what is not UTF-8, and is not found.
+fn unopened(path: &Path, error: std::io::Error) -> Error {
+    let replaced = path.to_str().is_some_and(|text| text.contains(char::REPLACEMENT_CHARACTER));
+    if replaced && error.kind() == std::io::ErrorKind::NotFound {
+        return Error::data(path, "an image whose path is UTF-8", "a path in another encoding", "rename the file or its folder");
+    }
+    Error::io(path, error)
 }
 
 fn check_size(path: &Path, (width, height): (u32, u32)) -> Result<()> {
@@ -378,4 +432,40 @@ fn broken(path: &Path, expected: &str, reason: &str) -> Error {
     let empty = std::fs::metadata(path).is_ok_and(|m| m.len() == 0);
     let found = if empty { "an empty file".into() } else { format!("one that can't be decoded: {reason}") };
     Error::data(path, expected, found, "copy or export the file again, or remove it")
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_that_lead_nowhere_are_left_out_and_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        write_png(&at("a.png"), &RgbImage { height: 1, width: 1, pixels: vec![1, 2, 3] }, &[]).unwrap();
+        symlink("gone.png", at("b.png")).unwrap();
+        symlink("gone", at(".#lock")).unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [at("a.png"), at("b.png")]);
+        symlink("gone", at("more")).unwrap();
+        symlink(".", at("self")).unwrap();
+        let error = list(dir.path()).unwrap_err();
+        assert!(error.exit_code() == 3 && error.to_string().contains("a link that leads nowhere"), "{error}");
+        let found = scan(dir.path()).unwrap();
+        assert_eq!(found.images, [at("a.png")]);
+        let said: Vec<String> = found.unreadable.iter().map(ToString::to_string).collect();
+        for (line, name) in said.iter().zip(["b.png", "more", "self"]) {
+            assert!(line.contains(name) && line.contains("next: "), "{line}");
+        }
+        assert_eq!(said.len(), 3);
+        assert!(scan(&at("more")).is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_told_from_a_missing_file() {
+        for error in [inspect(Path::new("caf\u{fffd}.png")).unwrap_err(), read_rgb(Path::new("caf\u{fffd}.png")).unwrap_err()] {
+            assert!(error.exit_code() == 3 && error.to_string().contains("UTF-8"), "{error}");
+        }
+        assert!(inspect(Path::new("cafe.png")).unwrap_err().to_string().contains("check the path"));
+    }
 }

@@ -51,7 +51,7 @@ pub struct ClientSettings {
 pub struct Client {
     settings: ClientSettings,
     endpoint: reqwest::Url,
-    /// Tokens spent so far, by earlier processes too.
+    /// Tokens spent so far: by this process, failed attempts included, and for the answers of earlier ones.
     spent: u64,
 }
 
@@ -70,17 +70,9 @@ impl Client {
     /// A client that has spent `spent` tokens before. Opens no socket.
     ///
     /// # Errors
-    /// [`Error::Usage`] for an address that is none, or settings of 0.
+    /// [`Error::Usage`] for an address that is none or holds a password, or settings of 0.
     pub fn new(settings: ClientSettings, spent: u64) -> Result<Self> {
-        let usage = |what: String| Error::Usage(format!("{what}\n  next: give it as `--llm openai:http://localhost:8080/v1`"));
-        let base = settings.url.trim_end_matches('/');
-        let full = if base.ends_with("/chat/completions") { base.to_string() } else { format!("{base}/chat/completions") };
-        let parse = |text: &str| text.parse::<reqwest::Url>().map_err(|e| usage(format!("`{text}` is not an address: {e}")));
-        parse(&settings.url)?; // on its own: what is put behind it could be taken for a host
-        let endpoint = parse(&full)?;
-        if !matches!(endpoint.scheme(), "http" | "https") || !endpoint.has_host() {
-            return Err(usage(format!("`{base}` is not an address of a server")));
-        }
+        let endpoint = endpoint(&settings.url)?;
         if settings.concurrency == 0 || settings.attempts == 0 || settings.max_tokens == 0 || settings.timeout.is_zero() {
             return Err(Error::Usage("concurrency, attempts, max_tokens and timeout must be greater than 0".into()));
         }
@@ -90,6 +82,13 @@ impl Client {
     /// Address that requests go to.
     pub fn endpoint(&self) -> &str {
         self.endpoint.as_str()
+    }
+
+    /// The address without what follows a question mark, which may hold a key.
+    fn shown(&self) -> String {
+        let mut shown = self.endpoint.clone();
+        shown.set_query(None);
+        shown.into()
     }
 
     /// True when a key would go over the network unencrypted to another machine.
@@ -141,7 +140,7 @@ impl Client {
                 && let Some(&(at, attempt, pause)) = waiting.last()
             {
                 let most = self.most_tokens(&requests[at]);
-                if self.settings.budget > 0 && self.spent + reserved + most > self.settings.budget {
+                if self.settings.budget > 0 && self.spent.saturating_add(reserved + most) > self.settings.budget {
                     match tasks.is_empty() {
                         true => return Err(self.out_of_budget(most)),
                         false => break, // those under way may cost less than is reserved for them
@@ -161,16 +160,16 @@ impl Client {
             reserved -= most;
             match outcome {
                 Ok(answer) => {
-                    self.spent += answer.tokens;
+                    self.spent = self.spent.saturating_add(answer.tokens);
                     heard(at, Answer { text: self.without_key(&answer.text), ..answer })?;
                 }
                 Err(failure) => {
-                    self.spent += if failure.charged { most } else { 0 };
+                    self.spent = self.spent.saturating_add(if failure.charged { most } else { 0 });
                     let why = self.without_key(&failure.why);
                     if !failure.again || attempt + 1 >= self.settings.attempts {
                         return Err(self.gives_up(&why, attempt + 1));
                     }
-                    progress.warn(&format!("{}: {why}; trying again", self.endpoint));
+                    progress.warn(&format!("{}: {why}; trying again", self.shown()));
                     waiting.push((at, attempt + 1, self.pause(&requests[at], attempt, failure.pause)));
                 }
             }
@@ -194,7 +193,7 @@ impl Client {
 
     fn gives_up(&self, why: &str, attempts: usize) -> Error {
         let times = if attempts == 1 { String::new() } else { format!(" ({attempts} attempts)") };
-        let what = format!("{}: {why}{times}", self.endpoint);
+        let what = format!("{}: {why}{times}", self.shown());
         Error::environment(what, "check the server, the model's name and the key; run the same command again: answers are kept")
     }
 
@@ -212,9 +211,13 @@ impl Client {
 impl Writer for Client {
     fn name(&self) -> String {
         match self.settings.model.as_str() {
-            "" => format!("openai:{}", self.endpoint),
-            model => format!("openai:{} {model}", self.endpoint),
+            "" => format!("openai:{}", self.shown()),
+            model => format!("openai:{} {model}", self.shown()),
         }
+    }
+
+    fn sampling(&self) -> String {
+        format!("temperature {}, at most {} tokens", self.settings.temperature, self.settings.max_tokens)
     }
 
     /// Blocks; not to be called from asynchronous code.
@@ -232,6 +235,25 @@ impl Writer for Client {
         runtime.shutdown_background();
         result
     }
+}
+
+/// Where requests go for an address as users give it: of the interface up to its version, or of the endpoint itself.
+///
+/// # Errors
+/// [`Error::Usage`] for what is no address of a server, and for one with a name or password in it: addresses are written down.
+pub fn endpoint(url: &str) -> Result<reqwest::Url> {
+    let usage = |what: String| Error::Usage(format!("{what}\n  next: give it as `--llm openai:http://localhost:8080/v1`"));
+    let mut endpoint: reqwest::Url = url.parse().map_err(|e| usage(format!("`{url}` is not an address: {e}")))?;
+    if !matches!(endpoint.scheme(), "http" | "https") || !endpoint.has_host() {
+        return Err(usage(format!("`{url}` is not an address of a server")));
+    }
+    if !endpoint.username().is_empty() || endpoint.password().is_some() {
+        let what = "the address of the server holds a name or password, and addresses are written into runs";
+        return Err(Error::Usage(format!("{what}\n  next: leave it out, and put the server's key into `OPENAI_API_KEY`")));
+    }
+    let path = endpoint.path().trim_end_matches('/').to_string();
+    endpoint.set_path(&if path.ends_with("/chat/completions") { path } else { format!("{path}/chat/completions") });
+    Ok(endpoint)
 }
 
 fn check_interrupt() -> Result<()> {
@@ -291,7 +313,7 @@ async fn post(
     Err(Failure { why, again, pause, charged: false })
 }
 
-/// No answer because of the connection. The address is left out: it may hold a password.
+/// No answer because of the connection. The address is left out: it may hold a key.
 fn network(error: &reqwest::Error) -> Failure {
     let mut cause: &dyn std::error::Error = error;
     while let Some(deeper) = cause.source() {

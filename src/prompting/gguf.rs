@@ -201,6 +201,10 @@ impl Writer for Gguf {
         self.name.clone()
     }
 
+    fn sampling(&self) -> String {
+        format!("{:?}", self.sampling)
+    }
+
     fn ask(
         &mut self,
         requests: &[Request],
@@ -240,7 +244,26 @@ fn tokenizer(file: &mut GgufFile) -> Result<Tokenizer> {
     }
 }
 
+/// candle divides by these without looking.
+fn check_sizes(file: &GgufFile, architecture: &str) -> Result<()> {
+    let size = |name: &str| file.number(&format!("{architecture}.{name}"));
+    let (width, heads) = (size("embedding_length"), size("attention.head_count"));
+    let key_heads = size("attention.head_count_kv").or(heads);
+    let fits =
+        |width: u32, heads: u32, key_heads: u32| width > 0 && key_heads > 0 && heads > 0 && heads.is_multiple_of(key_heads);
+    match (width, heads, key_heads) {
+        // What is missing is named when the file is loaded.
+        (Some(width), Some(heads), Some(key_heads)) if !fits(width, heads, key_heads) => {
+            let found = format!("{heads} heads, {key_heads} of keys and values, {width} channels");
+            let expected = "as many heads of attention as a multiple of those of its keys and values";
+            Err(Error::data(file.path(), expected, found, "download the file again"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn network(mut file: GgufFile, architecture: &str) -> Result<Network> {
+    check_sizes(&file, architecture)?;
     let path = file.path().to_path_buf();
     let device = Device::Cpu;
     let loaded = match architecture {

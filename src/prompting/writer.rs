@@ -40,8 +40,11 @@ pub struct Answer {
 
 /// Something that answers requests with text, one prompt a line.
 pub trait Writer {
-    /// Its name in manifests: all that its answers depend on, apart from the request.
+    /// Its name in manifests.
     fn name(&self) -> String;
+
+    /// What its answers depend on beside its name and the request: how text is drawn.
+    fn sampling(&self) -> String;
 
     /// Answers `requests` in any order: each answer goes to `heard` with the position of its request as soon as it is there.
     ///
@@ -114,6 +117,10 @@ impl Template {
 impl Writer for Template {
     fn name(&self) -> String {
         format!("template:{}", self.grammar.version)
+    }
+
+    fn sampling(&self) -> String {
+        String::new()
     }
 
     fn ask(&mut self, requests: &[Request], heard: &mut dyn FnMut(usize, Answer) -> Result<()>, _: &dyn Progress) -> Result<()> {

@@ -80,7 +80,11 @@ impl<'a> Driver<'a> {
             let mut metrics = self.mean(training.step(step)?)?;
             guard::finite(done, &metrics)?;
             if self.group.is_main() {
-                metrics.extend(training.after(done)?);
+                match training.after(done) {
+                    // A stop in the middle of it, e.g. of a sample picture: the state is saved below.
+                    Err(Error::Interrupted { .. }) => {}
+                    more => metrics.extend(more?),
+                }
             }
             for sink in &mut self.sinks {
                 sink.record(done, &metrics)?;

@@ -7,10 +7,12 @@ use super::gradients::with_values;
 use crate::base::metrics::Metrics;
 use crate::base::{Error, Result};
 use candle_core::Var;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Below this learning rate a parameter may rightly stay where it is: the step is smaller than half its last f32 digit.
 const MOVING_RATE: f64 = 1e-6;
+/// Steps in which a gradient may be nothing but zeros: stochastic depth may leave a block out for all images of a small batch.
+const PATIENCE: usize = 50;
 
 /// Whether a parameter changes nothing by design: the same vector on all keys adds the same to all scores of a query, which the
 /// softmax takes away. Its gradient is rounding, too small to move a value of any size.
@@ -23,56 +25,66 @@ pub struct Guard<'a> {
     /// Digest of each parameter before the first step; emptied once the movement is checked.
     start: BTreeMap<String, u64>,
     may_be_zero: Box<dyn Fn(&str) -> bool + 'a>,
-    gradients_checked: bool,
+    /// Parameters whose gradients were all zeros so far; `None` before the first step.
+    pending: Option<BTreeSet<String>>,
+    steps: usize,
 }
 
 impl<'a> Guard<'a> {
-    /// Call before the first step. `may_be_zero` says which parameters may have an all-zero gradient in the first step
+    /// Call before the first step. `may_be_zero` says which parameters may have an all-zero gradient in the first steps
     /// (and so may stay in place), e.g. the first factor of a low-rank adapter, whose second factor starts at zero.
     pub fn new<'p>(
         parameters: impl IntoIterator<Item = (&'p str, &'p Var)>,
         may_be_zero: impl Fn(&str) -> bool + 'a,
     ) -> Result<Self> {
         let start = digests(parameters)?;
-        Ok(Self { start, may_be_zero: Box::new(may_be_zero), gradients_checked: false })
+        Ok(Self { start, may_be_zero: Box::new(may_be_zero), pending: None, steps: 0 })
     }
 
-    /// Call after each optimiser step with its gradients and learning rate. Checks the gradients of the first call, and
-    /// that parameters moved as soon as the learning rate is large enough to move f32 values (1e-6); then does nothing.
+    /// Call after each optimiser step with its gradients and learning rate. Checks that every parameter has a gradient in the first
+    /// call and one that is not all zeros in one of the first 50, and that parameters with such a gradient moved as soon as the
+    /// learning rate is large enough to move f32 values (1e-6); then does nothing.
     ///
     /// # Errors
-    /// Names all parameters without gradient, with an all-zero gradient, or that did not move.
+    /// Names all parameters without gradient, with all-zero gradients, or that did not move.
     pub fn after_step<'p>(
         &mut self,
         gradients: &Gradients,
         learning_rate: f64,
         parameters: impl IntoIterator<Item = (&'p str, &'p Var)>,
     ) -> Result<()> {
-        if !self.gradients_checked {
-            self.check_gradients(gradients)?;
-            self.gradients_checked = true;
+        let pending = match self.pending.take() {
+            None => self.without_values(gradients, self.start.keys())?,
+            Some(pending) => self.without_values(gradients, &pending)?,
+        };
+        self.steps += 1;
+        if self.steps == PATIENCE {
+            complain(&[("with only zeros as gradient", pending.iter().cloned().collect())])?;
         }
         if learning_rate >= MOVING_RATE && !self.start.is_empty() {
             let start = std::mem::take(&mut self.start);
-            let may_stay = |name: &str| (self.may_be_zero)(name) || cancels(name);
+            let may_stay = |name: &str| (self.may_be_zero)(name) || cancels(name) || pending.contains(name);
             let still = |(name, now): &(String, u64)| start.get(name) == Some(now) && !may_stay(name);
             let still = digests(parameters)?.into_iter().filter(still).map(|(name, _)| name).collect();
             complain(&[("that did not move", still)])?;
         }
+        self.pending = Some(pending);
         Ok(())
     }
 
-    fn check_gradients(&self, gradients: &Gradients) -> Result<()> {
-        let (mut missing, mut zero) = (Vec::new(), Vec::new());
-        for name in self.start.keys() {
+    /// Those of `names` whose gradients are all zeros and should not be.
+    fn without_values<'n>(&self, gradients: &Gradients, names: impl IntoIterator<Item = &'n String>) -> Result<BTreeSet<String>> {
+        let (mut missing, mut zero) = (Vec::new(), BTreeSet::new());
+        for name in names {
             match gradients.get(name) {
                 None => missing.push(name.clone()),
                 Some(_) if (self.may_be_zero)(name) || cancels(name) => {}
-                Some(gradient) if with_values(gradient, |g| g.iter().all(|x| *x == 0.0))? => zero.push(name.clone()),
+                Some(gradient) if with_values(gradient, |g| g.iter().all(|x| *x == 0.0))? => drop(zero.insert(name.clone())),
                 Some(_) => {}
             }
         }
-        complain(&[("without gradient", missing), ("with only zeros as gradient", zero)])
+        complain(&[("without gradient", missing)])?;
+        Ok(zero)
     }
 }
 
@@ -133,11 +145,15 @@ mod tests {
 
     /// loss = Σ kept² + Σ cut², the second through a `detach`, as a layer without backward would do, + 0 · zeroed.
     fn step(optimizer: &mut AdamW, learning_rate: f64) -> Gradients {
+        step_with(optimizer, learning_rate, &|name| name.contains("zeroed"))
+    }
+
+    fn step_with(optimizer: &mut AdamW, learning_rate: f64, zeroed: &dyn Fn(&str) -> bool) -> Gradients {
         let mut loss = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
         for (name, var) in optimizer.parameters() {
             let term = match name {
                 "cut" => var.detach().sqr(),
-                zeroed if zeroed.contains("zeroed") => var.as_tensor() * var.zeros_like().unwrap(),
+                name if zeroed(name) => var.as_tensor() * var.zeros_like().unwrap(),
                 _ => var.sqr(),
             };
             loss = (loss + term.unwrap().sum_all().unwrap()).unwrap();
@@ -149,11 +165,26 @@ mod tests {
 
     #[test]
     fn a_cut_graph_is_named() {
-        let mut optimizer = optimizer(&["cut", "kept", "zeroed"]);
+        let mut optimizer = optimizer(&["cut", "kept"]);
         let mut guard = Guard::new(optimizer.parameters(), |_| false).unwrap();
         let gradients = step(&mut optimizer, 1e-3);
         let message = guard.after_step(&gradients, 1e-3, optimizer.parameters()).unwrap_err().to_string();
-        assert!(message.contains("1 without gradient: cut; 1 with only zeros as gradient: zeroed"), "{message}");
+        assert!(message.contains("1 without gradient: cut\n"), "{message}");
+    }
+
+    /// Zeros from step to step, as stochastic depth has them now and then, and zeros alone.
+    #[test]
+    fn zeros_may_come_but_not_stay() {
+        let mut optimizer = optimizer(&["kept", "zeroed", "sometimes zeroed"]);
+        let mut guard = Guard::new(optimizer.parameters(), |_| false).unwrap();
+        for round in 1..PATIENCE {
+            let zeroed = |name: &str| name == "zeroed" || (name == "sometimes zeroed" && round != 7);
+            let gradients = step_with(&mut optimizer, 1e-3, &zeroed);
+            guard.after_step(&gradients, 1e-3, optimizer.parameters()).unwrap();
+        }
+        let gradients = step(&mut optimizer, 1e-3);
+        let message = guard.after_step(&gradients, 1e-3, optimizer.parameters()).unwrap_err().to_string();
+        assert!(message.contains("1 with only zeros as gradient: zeroed\n"), "{message}");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! runs/2026-11-21_personalize_target_1/
 //!   recipe.toml        every value and where it came from
 //!   environment.json   program version, machine, threads, hashes of inputs
-//!   metrics.jsonl      numbers of each step; the same bytes for interrupted-and-resumed and uninterrupted runs
+//!   metrics.jsonl      numbers of each step; the same bytes for interrupted-and-resumed and uninterrupted runs, but for scores
+//!                      on the way that a stop left out
 //!   log.jsonl          stages with wall-clock times and peak memory
 //!   checkpoints/       see the module `checkpoint`
 //!   scores/            what `evaluate` found, see `eval::score_file`
@@ -84,7 +85,8 @@ impl RunDir {
         let run = Self::lock(output)?;
         if !run.is_untouched()? {
             return Err(Error::Usage(format!(
-                "`--output` {} is not empty\n  next: choose another folder, or add `--resume latest` to go on with the run in it",
+                "`--output` {} is not empty\n  next: choose another folder, or go on with the run that is there: `--resume latest` \
+                 where the command has it",
                 output.display()
             )));
         }
@@ -330,7 +332,9 @@ mod tests {
         drop(RunDir::create(Some(&output), root.path(), "x").unwrap());
         drop(RunDir::create(Some(&output), root.path(), "x").unwrap());
         fs::write(output.join("thesis.txt"), "").unwrap();
-        assert_eq!(RunDir::create(Some(&output), root.path(), "x").unwrap_err().exit_code(), 2);
+        let error = RunDir::create(Some(&output), root.path(), "x").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().ends_with("`--resume latest` where the command has it"), "{error}");
     }
 
     #[test]

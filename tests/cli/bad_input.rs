@@ -101,8 +101,9 @@ fn labels_that_do_not_fit_are_named() {
     write_gray_png(&sandbox.path("set/labels/p1.png"), (16, 16), &[1; 256], &[]).unwrap();
     let size = ["set/labels/p1.png", "48x32", "16x16"];
     sandbox.fails("evaluate --checkpoint adapted --dataset set.toml", 3, &size);
-    // Steps draw photos at random: enough of them meet the wrong one.
-    sandbox.fails(&format!("{ADAPT} --strategy source-only --iterations 40 --set rare_class_temperature=0"), 3, &size);
+    // A training leaves out what does not fit together, and says so.
+    let warned = sandbox.ok(&format!("{line} --output without")).stderr;
+    assert!(warned.contains("1 of 4 images") && size.iter().all(|part| warned.contains(part)), "{warned}");
     std::fs::remove_file(sandbox.path("set/labels/p1.png")).unwrap();
     sandbox.fails(&line, 3, &["set/labels/p1.png", "no file"]);
     sandbox.write("set/labels/p1.png", &label);
@@ -210,6 +211,31 @@ fn values_of_zero_are_refused_before_anything_is_written() {
     sandbox.fails(&odd, 2, &["vae.crop 31", "multiple of 2"]);
 }
 
+#[test]
+fn sizes_and_learning_rates_that_cannot_be_are_refused() {
+    let sandbox = Sandbox::new();
+    let before = sandbox.files();
+    for (flag, other, part) in [
+        ("--resolution 32", "--resolution 100000000000", "at most 16384 pixels"),
+        ("--crop-size 32", "--crop-size 5000", "at most 4096 pixels"),
+    ] {
+        sandbox.fails(&PERSONALIZE.replace(flag, other), 2, &[part]);
+    }
+    for (value, shown) in [("nan", "NaN"), ("inf", "inf"), ("-1e-4", "-0.0001")] {
+        let part = format!("`learning_rate` is {shown}");
+        for line in [PERSONALIZE, "adapt --source set.toml --strategy source-only"] {
+            sandbox.fails(&format!("{line} --set learning_rate={value}"), 2, &[&part, "a finite number"]);
+        }
+    }
+    assert_eq!(sandbox.files(), before);
+    // A model may ask for too much as well.
+    let file = "base/model/unet/config.json";
+    let mut config: serde_json::Value = serde_json::from_str(&sandbox.text(file)).unwrap();
+    config["sample_size"] = 100_000.into();
+    sandbox.write(file, config.to_string().as_bytes());
+    sandbox.fails("generate --prompts things.txt --model base --output out", 2, &["--height 200000", "at most 16384 pixels"]);
+}
+
 /// At a 32nd of the size, a crop of 32 pixels is one value per channel.
 #[test]
 fn crops_too_small_for_batch_norm_are_refused() {
@@ -225,11 +251,16 @@ fn what_the_machine_cannot_do_ends_with_4() {
     }
     sandbox.fails("personalize photos/p0.png", 4, &["CompVis/stable-diffusion-v1-4", "offline", "a folder", "HF_HUB_CACHE"]);
     sandbox.fails("generate --prompts things.txt --model lab/none", 4, &["lab/none", "offline"]);
+}
+
+#[test]
+fn a_file_in_the_place_of_a_folder_is_named() {
+    let sandbox = Sandbox::new();
     sandbox.write("file", b"");
-    sandbox.fails(&format!("{PERSONALIZE} --output file/out"), 4, &["file/out"]);
+    sandbox.fails(&format!("{PERSONALIZE} --output file/out"), 3, &["file/out", "next: "]);
     let adapted = adapted();
     adapted.write("file", b"");
-    adapted.fails("predict --checkpoint adapted photos --output file/out", 4, &["file/out"]);
+    adapted.fails("predict --checkpoint adapted photos --output file/out", 3, &["file/out", "next: "]);
 }
 
 #[test]
@@ -257,4 +288,76 @@ fn a_model_that_gives_no_numbers_writes_no_picture() {
     let line = "generate --prompts things.txt --model base --count 1 --steps 1";
     sandbox.fails(&format!("{line} --output out"), 4, &["seed 0", "not numbers", "lower learning rate"]);
     assert!(!sandbox.has("out/images"), "no black picture");
+}
+
+/// Names of files may be any bytes.
+#[cfg(unix)]
+fn latin_1(text: &str) -> std::ffi::OsString {
+    std::os::unix::ffi::OsStringExt::from_vec(text.chars().map(|c| c as u8).collect())
+}
+
+#[cfg(unix)]
+#[test]
+fn results_in_folders_of_any_name_are_told() {
+    let sandbox = adapted();
+    let [datum, clouds] = [env!("CARGO_BIN_EXE_datum"), env!("CARGO_BIN_EXE_clouds")];
+    for (program, name, line) in [
+        (datum, "drawn", "dataset render-street --count 1 --width 32 --height 32"),
+        (datum, "pre", &format!("{PRETRAIN} --set vae.steps=1 --set unet.steps=1")),
+        (datum, "own", &format!("{PERSONALIZE} --method lora --steps 1")),
+        (datum, "made", "generate --prompts things.txt --model base --count 1 --steps 1"),
+        (datum, "trained", &format!("{ADAPT} --strategy source-only --iterations 1")),
+        (datum, "seeds", &format!("{ADAPT} --strategy source-only --iterations 1 --seeds 0,1")),
+        (datum, "seen", "predict --checkpoint adapted photos"),
+        (datum, "manual", "man"),
+        (clouds, "list", "prompts --count 2"),
+        (clouds, "masks", "masks photos/p0.png"),
+        (clouds, "clean", "refine --images set/images --labels set/labels --classes set.toml"),
+    ] {
+        let mut command = sandbox.command(program);
+        command.args(line.split_whitespace()).arg("--json").arg("--output").arg(latin_1(&format!("{name}-café")));
+        let done = outcome(&mut command);
+        assert_eq!(done.status.code(), Some(0), "{line}\n{}", done.stderr);
+        assert!(name == "masks" || done.stdout.contains(&format!("{name}-caf\u{fffd}")), "{line}: {}", done.stdout);
+    }
+    let report = outcome(sandbox.datum("report").arg(latin_1("drawn-café")).arg("--json"));
+    assert!(report.stdout.contains("drawn-caf\u{fffd}/report.html"), "{}{}", report.stdout, report.stderr);
+    let here = sandbox.path("here").with_file_name(latin_1("here-café"));
+    std::fs::create_dir(&here).unwrap();
+    let doctor = outcome(sandbox.datum("doctor --json").current_dir(&here));
+    assert!(doctor.stdout.contains("here-caf\u{fffd}/runs"), "{}{}", doctor.stdout, doctor.stderr);
+}
+
+#[cfg(unix)]
+#[test]
+fn variables_may_hold_anything_unless_they_are_settings() {
+    let sandbox = Sandbox::new();
+    let line = "dataset render-street --count 1 --width 32 --height 32 --output";
+    let other = outcome(sandbox.datum(&format!("{line} drawn")).env("OTHER", latin_1("café")));
+    assert_eq!(other.status.code(), Some(0), "{}", other.stderr);
+    let ours = outcome(sandbox.datum(&format!("{line} never")).env("DATUM_SET_LOOK", latin_1("café")));
+    ours.failed("a setting", 2, &["environment DATUM_SET_LOOK", "UTF-8", "next: correct the variable"]);
+    assert!(!sandbox.has("never"));
+}
+
+#[cfg(unix)]
+#[test]
+fn entries_that_cannot_be_followed_are_left_out_and_counted() {
+    let sandbox = adapted();
+    std::os::unix::fs::symlink("gone.png", sandbox.path("photos/p9.png")).unwrap();
+    let predicted = sandbox.ok("predict --checkpoint adapted photos --output out --json");
+    assert!(predicted.stdout.contains("\"written\":4,\"unreadable\":1"), "{}", predicted.stdout);
+    std::os::unix::fs::symlink("nowhere", sandbox.path("photos/more")).unwrap();
+    let trained = sandbox.ok(&format!("{PRETRAIN} --set vae.steps=1 --set unet.steps=1 --output small"));
+    for part in ["2 of 6 images can't be read and are left out", "photos/more", "a link that leads nowhere"] {
+        assert!(trained.stderr.contains(part), "{part}: {}", trained.stderr);
+    }
+    sandbox.fails("predict --checkpoint adapted photos --output out", 3, &["photos/more", "a link that leads nowhere"]);
+
+    let bytes = sandbox.read("set/images/p0.png");
+    std::fs::write(sandbox.path("set/images").join(latin_1("café.png")), bytes).unwrap();
+    let scored = sandbox.ok("evaluate --checkpoint adapted --dataset set.toml");
+    for part in ["1 of 5 images can't be read and are left out", "rename the file or its folder"] {
+        assert!(scored.stderr.contains(part), "{part}: {}", scored.stderr);
+    }
 }

@@ -58,3 +58,21 @@ fn prepare_writes_folders_that_score_as_the_set_they_come_from() {
     assert_eq!(again["made"].as_u64(), Some(0));
     sandbox.fails("dataset prepare set.toml", 2, &["--output"]);
 }
+
+#[test]
+fn prepare_keeps_what_the_user_wrote_and_writes_lists() {
+    let sandbox = Sandbox::new();
+    let own = format!("{}[splits]\ntrain = 'images/p[012].png'\nval = 'val.txt'\n", sandbox.text("set.toml"));
+    sandbox.write("set.toml", own.as_bytes());
+    sandbox.write("set/val.txt", b"p3\n");
+    let before = sandbox.files();
+    sandbox.fails("dataset prepare set.toml --output .", 2, &["set.toml would be overwritten", "--output"]);
+    sandbox.fails("dataset prepare set.toml --output set", 2, &["the folder of data set `set` itself"]);
+    assert_eq!((sandbox.files(), sandbox.text("set.toml")), (before, own));
+    sandbox.ok("dataset prepare set.toml --output plain");
+    assert_eq!(
+        (sandbox.text("plain/splits/train.txt").as_str(), sandbox.text("plain/splits/val.txt").as_str()),
+        ("p0\np1\np2\n", "p3\n")
+    );
+    assert_eq!(json(&sandbox.ok("dataset check plain/set.toml --split train --json").stdout)["images"].as_u64(), Some(3));
+}

@@ -250,7 +250,61 @@ fn a_report_that_cannot_be_written_fails_no_run() {
     for part in ["the scores were not written into the run", "no report was written"] {
         assert!(outcome.stderr.contains(part), "{part}: {}", outcome.stderr);
     }
-    sandbox.fails("report run", 4, &["run/report.html"]);
+    sandbox.fails("report run", 3, &["run/report.html", "next: name a file, not a folder"]);
+}
+
+#[test]
+fn a_demo_keeps_its_own_page() {
+    let sandbox = Sandbox::new();
+    sandbox.write("demo/recipe.toml", b"recipe = \"demo\"  # default\nseed = 0  # default\nstart_iterations = 450  # default\n");
+    let unfinished = ["demo is a demo that is not finished", "`--output demo`", "demo/source-only"];
+    sandbox.fails("report demo", 2, &unfinished);
+    assert!(!sandbox.has("demo/report.html"));
+    sandbox.write("demo/report.html", b"both segmenters");
+    sandbox.fails("report demo", 2, &unfinished);
+    sandbox.write("demo/result.json", b"{}");
+    let result: Value = serde_json::from_str(&sandbox.ok("report demo --json").stdout).unwrap();
+    assert_eq!(result, json!({ "report": "demo/report.html", "runs": ["demo"], "bytes": 15 }));
+    adapted(&sandbox, "run", 0, 4);
+    for line in ["report demo --output page.html", "report demo run", "report run --baseline demo"] {
+        sandbox.fails(line, 2, &["next: open demo/report.html", "demo/source-only"]);
+    }
+    assert_eq!(sandbox.text("demo/report.html"), "both segmenters");
+    assert!(!sandbox.has("page.html") && !sandbox.has("demo/comparison.html") && !sandbox.has("run/comparison.html"));
+}
+
+#[test]
+fn every_command_is_known_by_its_recipe() {
+    let sandbox = Sandbox::new();
+    let stage = |ok: bool| format!("{}\n", json!({ "event": "stage", "stage": "x", "seconds": 1.0, "ok": ok }));
+    for (recipe, command) in [
+        ("near_duplicate = 0.6\n", "clouds prompts"),
+        ("keep_unassigned = false\nimages = \"photos\"\n", "clouds refine"),
+        ("refiner = \"regions\"\n[automatic]\npoints_per_side = 32\n", "clouds masks"),
+    ] {
+        sandbox.write("run/recipe.toml", recipe.as_bytes());
+        for (ok, state) in [(false, "This run is not finished."), (true, "Finished after 1")] {
+            sandbox.write("run/log.jsonl", stage(ok).as_bytes());
+            sandbox.ok("report run");
+            let page = sandbox.text("run/report.html");
+            assert!(page.contains(&format!("<dd>{command}</dd>")) && page.contains(state), "{command}, {ok}");
+            assert!(!page.contains("the training has not begun"), "{command}");
+        }
+    }
+    let steps = "{\"step\":57,\"loss\":1.5}\n{\"step\":58,\"loss\":1.25}\n";
+    sandbox.write("clip/recipe.toml", b"steps = 5000\nimages = \"photos\"\n[model]\ntext_width = 128\n");
+    sandbox.write("clip/metrics.jsonl", steps.as_bytes());
+    sandbox.ok("report clip");
+    let page = sandbox.text("clip/report.html");
+    assert!(page.contains("<dd>clouds pretrain</dd>") && page.contains("This run is not finished (step 58 of 5000)."));
+    sandbox.write("clip/clip/open_clip_model.safetensors", b"weights");
+    sandbox.ok("report clip");
+    assert!(sandbox.text("clip/report.html").contains("<dd>finished</dd>"));
+    // Of what nobody knows it is not said that it is finished.
+    sandbox.write("other/recipe.toml", b"word = 1\n");
+    sandbox.write("other/metrics.jsonl", steps.as_bytes());
+    sandbox.ok("report other");
+    assert!(sandbox.text("other/report.html").contains("<dd>unknown (step 58)</dd>"));
 }
 
 /// The first Chromium there is: `CHROMIUM`, or one in the path.

@@ -69,6 +69,6 @@ fn bad_input_is_explained_and_leaves_nothing() {
     sandbox.fails("dataset render-street --count 1 --output photos", 2, &["photos is not empty"]);
     sandbox.write("file", b"");
     let outcome = sandbox.run("dataset render-street --count 1 --output file/out");
-    assert_eq!(outcome.status.code(), Some(4), "{}", outcome.stderr);
+    assert_eq!(outcome.status.code(), Some(3), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("file/out"), "{}", outcome.stderr);
 }

@@ -64,6 +64,6 @@ pub(super) fn run(args: PretrainArgs) -> Result<()> {
     let run = settings::run_folder(VERB, &settings::stem(&config.images), &args.common.run, resume)?;
     let work = || pretrain::run(config, &run, resume, &progress);
     let file = settings::recorded(&run, &resolved, &[&config.captions], resume, &progress, work)?;
-    let result = json!({ "weights": file, "run": run.path() });
+    let result = json!({ "weights": file.display().to_string(), "run": run.path().display().to_string() });
     args.common.display.result(&result, || format!("{}", file.display()))
 }

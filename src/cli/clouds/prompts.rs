@@ -5,7 +5,7 @@ use crate::base::{Error, Result};
 use crate::cli::common::VerbArgs;
 use crate::cli::settings;
 use crate::systems::clouds::config::PromptsConfig;
-use crate::systems::clouds::prompts;
+use crate::systems::clouds::prompts::{self, Written};
 use clap::Args;
 use serde::Serialize;
 
@@ -70,6 +70,8 @@ pub(super) fn run(args: PromptsArgs) -> Result<()> {
         },
         other => other,
     })?;
+    // What is not UTF-8 in a path is no JSON.
+    let written = Written { prompts: written.prompts.display().to_string().into(), ..written };
     args.common.display.result(&written, || {
         let tally = written.tally;
         let said = format!("{} prompts from {} lines, {:.1} % of them valid", written.count, tally.lines, 100.0 * written.valid);

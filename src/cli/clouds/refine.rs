@@ -77,6 +77,8 @@ pub(super) fn run(args: RefineArgs) -> Result<()> {
     if refined.made + refined.kept == 0 {
         return Err(Error::data(&config.images, "readable pictures", "none", "replace them"));
     }
+    // What is not UTF-8 in a path is no JSON.
+    let refined = Refined { labels: refined.labels.display().to_string().into(), ..refined };
     args.common.display.result(&refined, || {
         progress.say(&summary(&refined));
         format!("{}", refined.labels.display())

@@ -3,6 +3,7 @@
 use crate::base::Result;
 use crate::cli::common::{ResumeArgs, VerbArgs};
 use crate::cli::settings;
+use crate::data::Dataset;
 use crate::systems::clouds::nano;
 use crate::systems::clouds::train::{self, config::TrainConfig};
 use crate::systems::shared::segmenter_file;
@@ -87,6 +88,10 @@ pub(super) fn run(mut args: TrainArgs) -> Result<()> {
     let resume = args.resume.resume.as_ref();
     let resolved = settings::resolve_over::<TrainConfig>(Some(RECIPE), "train", &args.common.run, &args.flags)?;
     let config = &resolved.settings;
+    // Data that is not there is said before all else.
+    if !config.source.is_empty() {
+        Dataset::open(&config.source, &settings::search())?;
+    }
     config.validate()?;
     let progress = args.common.display.progress();
     let run = settings::run_folder("train", &settings::stem(&config.source), &args.common.run, resume)?;
@@ -94,6 +99,6 @@ pub(super) fn run(mut args: TrainArgs) -> Result<()> {
     let init = segmenter_file::locate(Path::new(&config.init)).display().to_string();
     let inputs = [config.backbone_weights.as_str(), &init, &config.refiner];
     let file = settings::recorded(&run, &resolved, &inputs, resume, &progress, work)?;
-    let result = json!({ "segmenter": file, "run": run.path() });
+    let result = json!({ "segmenter": file.display().to_string(), "run": run.path().display().to_string() });
     args.common.display.result(&result, || format!("{}", file.display()))
 }

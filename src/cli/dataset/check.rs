@@ -46,7 +46,7 @@ fn as_json(dataset: &Dataset, found: &Check) -> Value {
     let classes = dataset.classes.names.iter().zip(&found.class_pixels);
     json!({
         "dataset": dataset.name,
-        "root": dataset.root,
+        "root": dataset.root.display().to_string(),
         "images": found.images,
         "labels": found.labels,
         "sizes": found.sizes.iter().map(|(&(height, width), &count)| json!({ "height": height, "width": width, "images": count })).collect::<Vec<_>>(),

@@ -13,8 +13,9 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(
     after_help = "For other tools (mmsegmentation, FiftyOne, CVAT): images/NAME beside labels/NAME.png, whose values are train\n\
-                        ids, 255 where nothing counts. Images are linked where the disk allows it, else copied. Files that are\n\
-                        there already are kept: run the same command again to go on.\n\n\
+                        ids, 255 where nothing counts, and splits/SPLIT.txt with one NAME a line. Images are linked where the disk\n\
+                        allows it, else copied. Files that are there already are kept, but labels whose source or ids have\n\
+                        changed are made anew: run the same command again to go on.\n\n\
                         Examples:\n  datum dataset prepare synthia --output synthia-train-ids\n  \
                         datum dataset prepare cityscapes --split val --output val"
 )]
@@ -32,6 +33,7 @@ pub struct PrepareArgs {
 pub fn run(args: PrepareArgs) -> Result<()> {
     let dataset = Dataset::open(&args.chosen.dataset, &settings::search())?;
     let prepared = prepare(&dataset, args.chosen.split.as_deref(), &args.output, &args.display.progress())?;
-    let result = json!({ "dataset": prepared.descriptor, "images": prepared.images, "made": prepared.made });
+    let result =
+        json!({ "dataset": prepared.descriptor.display().to_string(), "images": prepared.images, "made": prepared.made });
     args.display.result(&result, || format!("{}", prepared.descriptor.display()))
 }

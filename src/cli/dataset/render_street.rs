@@ -57,6 +57,11 @@ struct Flags {
     /// Share of those in which one thing fills much of the picture, 0 to 1 [default: 0]
     #[arg(long, value_name = "SHARE")]
     close_up: Option<f64>,
+    /// Kinds of things the scenes of --focus are about, e.g. person or "traffic light"; several (repeated, or with commas), each as
+    /// often as it is named [default: all ten]
+    #[arg(long, value_name = "THING", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    about: Vec<String>,
 }
 
 /// Reads `512x256`: width, then height.
@@ -85,7 +90,11 @@ pub fn run(mut args: RenderStreetArgs) -> Result<()> {
     let work = || run.timed("render", || set.write(run.path(), &progress));
     let written = settings::recorded(&run, &resolved, &[], None, &progress, work)?;
     let result = json!({
-        "images": written.images, "captions": written.captions, "made": written.made, "kept": written.kept, "run": run.path(),
+        "images": written.images.display().to_string(),
+        "captions": written.captions.display().to_string(),
+        "made": written.made,
+        "kept": written.kept,
+        "run": run.path().display().to_string(),
     });
     args.display.result(&result, || format!("{}", written.images.display()))
 }

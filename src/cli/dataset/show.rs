@@ -39,12 +39,12 @@ pub fn run(args: ShowArgs) -> Result<()> {
     let classes: Vec<(&String, String)> = dataset.classes.names.iter().zip(colors).collect();
     let result = json!({
         "dataset": dataset.name,
-        "root": dataset.root,
+        "root": dataset.root.display().to_string(),
         "images": samples.len(),
         "labelled": dataset.has_labels(),
         "splits": dataset.splits,
         "classes": classes.iter().map(|(name, color)| json!({ "name": name, "color": color })).collect::<Vec<_>>(),
-        "sheet": args.output,
+        "sheet": args.output.as_ref().map(|path| path.display().to_string()),
     });
     args.display.result(&result, || {
         let splits: Vec<String> = dataset.splits.iter().map(|(name, list)| format!("{name} ({list})")).collect();

@@ -244,7 +244,7 @@ impl<'a> Demo<'a> {
         self.call(&arguments)?;
         result["seconds"] = json!(self.seconds()?.round());
         result["report"] = json!(report);
-        result["run"] = json!(self.run.path());
+        result["run"] = json!(self.run.path().display().to_string());
         atomic::write(&self.path("result.json"), format!("{result:#}\n").as_bytes())?;
         let places = format!("\n\npictures and curves: {report}\neverything:          {}", self.run.path().display());
         self.args.common.display.result(&result, || table(&result) + &places)

@@ -1,11 +1,12 @@
 //! Scenes about one kind of thing: quiet streets with a few of them near the camera. A text-to-image model that learns from
 //! crowded streets alone cannot tell which word means which thing.
 
+use super::caption::THINGS;
 use super::layout::{Scene, chance, pick};
 use super::material::Signal;
 use super::model::class;
 use super::traffic::User;
-use crate::base::Rng;
+use crate::base::{Rng, suggest};
 use std::f32::consts::{FRAC_PI_2, TAU};
 
 /// Draws for a place until one is free.
@@ -21,7 +22,7 @@ pub(in crate::data) enum Focus {
     TrafficSign,
 }
 
-/// Each is drawn equally often.
+/// All of them.
 const KINDS: [Focus; 10] = {
     use Focus::{Driven, ParkedBicycle, Person, TrafficLight, TrafficSign};
     [
@@ -38,14 +39,27 @@ const KINDS: [Focus; 10] = {
     ]
 };
 
-/// What scene `index` of a set is about; `None` for a usual street, as all but a `share` of scenes are. Drawn for each scene anew:
-/// looks take turns, and kinds that did so too would go with one look each.
+/// The kinds of things of these names (`car`, `traffic light`, …), in the given order; all ten without names.
+///
+/// # Errors
+/// The message for a name that is none of them.
+pub(in crate::data) fn kinds(names: &[String]) -> Result<Vec<Focus>, String> {
+    if names.is_empty() {
+        return Ok(KINDS.to_vec());
+    }
+    let find = |name: &String| KINDS.into_iter().find(|kind| kind.name() == name.trim());
+    let unknown = |name: &String| format!("`{name}` is no kind of thing; {}", suggest::hint(name, &KINDS.map(Focus::name)));
+    names.iter().map(|name| find(name).ok_or_else(|| unknown(name))).collect()
+}
+
+/// What scene `index` of a set is about, each of `kinds` equally often; `None` for a usual street, as all but a `share` of scenes
+/// are. Drawn for each scene anew: looks take turns, and kinds that did so too would go with one look each.
 ///
 /// # Randomness
 /// One stream of its own.
-pub(in crate::data) fn drawn(seed: u64, index: u64, share: f64) -> Option<Focus> {
+pub(in crate::data) fn drawn(seed: u64, index: u64, share: f64, kinds: &[Focus]) -> Option<Focus> {
     let rng = &mut Rng::stream(seed, "street focus", &[index]);
-    (f64::from(rng.uniform()) < share).then(|| pick(rng, &KINDS))
+    (f64::from(rng.uniform()) < share).then(|| pick(rng, kinds))
 }
 
 /// A lens that brings one thing of a class near: how, but not yet which one.
@@ -79,6 +93,11 @@ impl CloseUp {
 }
 
 impl Focus {
+    /// The word of prompts and captions for one of them.
+    fn name(self) -> &'static str {
+        THINGS.into_iter().find(|(class, ..)| *class == self.class()).map_or("", |(_, one, _)| one)
+    }
+
     /// The train id of the thing in the middle.
     fn class(self) -> u8 {
         match self {
@@ -174,12 +193,11 @@ impl Scene {
 mod tests {
     use super::*;
     use crate::data::street::Look;
-    use crate::data::street::caption::THINGS;
 
     #[test]
     fn every_kind_goes_with_every_look() {
-        let about = |index| drawn(7, index, 0.5);
-        assert!((0..50).all(|index| drawn(7, index, 0.0).is_none() && drawn(7, index, 1.0).is_some()));
+        let about = |index| drawn(7, index, 0.5, &KINDS);
+        assert!((0..50).all(|index| drawn(7, index, 0.0, &KINDS).is_none() && drawn(7, index, 1.0, &KINDS).is_some()));
         for look in 0..6 {
             let kinds: Vec<Focus> = (0..2000).filter_map(|round| about(6 * round + look)).collect();
             assert!(kinds.len().abs_diff(1000) < 100, "look {look}: {} of 2000", kinds.len());
@@ -188,6 +206,18 @@ mod tests {
                 assert!(count.abs_diff(100) < 40, "look {look}: {kind:?} {count} times");
             }
         }
+    }
+
+    #[test]
+    fn named_kinds_alone_are_drawn_and_in_these_shares() {
+        let named = |names: &[&str]| kinds(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(named(&[]).unwrap(), KINDS);
+        assert_eq!(KINDS.map(Focus::name).len(), KINDS.iter().map(|kind| kind.name()).filter(|name| !name.is_empty()).count());
+        let wanted = named(&["person", "person", "train"]).unwrap();
+        assert_eq!(wanted, [Focus::Person, Focus::Person, Focus::Driven(User::Tram)]);
+        let persons = (0..3000).filter(|&index| drawn(7, index, 1.0, &wanted) == Some(Focus::Person)).count();
+        assert!(persons.abs_diff(2000) < 100, "{persons} of 3000");
+        assert_eq!(named(&["persn"]).unwrap_err(), "`persn` is no kind of thing; did you mean `person`?");
     }
 
     /// Pixels of the class a scene is about, and the captions.

@@ -158,6 +158,17 @@ impl Sampler {
         Ok(())
     }
 
+    /// Where sampling begins at step `start` for a picture of `clean` latents: as much noise on them as the method expects there.
+    ///
+    /// # Shapes
+    /// Both (B, C, h, w); `noise` standard normal
+    pub fn noised(&self, clean: &Tensor, noise: &Tensor, start: usize) -> Result<Tensor> {
+        match self.kind {
+            SamplerKind::Euler => Ok((clean + (noise * self.sigmas[start])?)?),
+            _ => Ok(self.schedule.add_noise(clean, noise, &vec![self.timesteps[start] as usize; clean.dim(0)?])?),
+        }
+    }
+
     /// Latents as the network wants them at `index`.
     pub fn scale_input(&self, latents: &Tensor, index: usize) -> TensorResult<Tensor> {
         match self.kind {

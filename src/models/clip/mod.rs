@@ -4,12 +4,14 @@
 //! it (FC-CLIP, CLOUDS: `backbone.clip_model.…`) load as they are. Segmentation uses the maps of an image tower alone; a whole
 //! [`Clip`] with one vector an image is for training small ones (ConvNeXt only: `attnpool` is not here). Read [`ClipConfig`] first.
 
+mod class_tokens;
 mod classes;
 mod contrast;
 mod convnext;
 mod resnet;
 mod text;
 
+pub use class_tokens::class_token_ids;
 pub use classes::{STREET_CLASSES, TEMPLATES, class_prompts, class_vectors};
 pub use contrast::{Clip, LOGIT_SCALE, MAX_LOGIT_SCALE, contrastive_loss, unit};
 pub use convnext::{ConvNext, ConvNextConfig};

@@ -190,12 +190,12 @@ impl Mask2Former {
     /// `images` (B, 3, H, W), normalised → (B, K, H, W)
     ///
     /// # Errors
-    /// A head with a text classifier: it needs the vectors of class names.
-    pub fn scores(&self, images: &Tensor) -> TensorResult<Tensor> {
+    /// A head with a text classifier needs `classes`.
+    pub fn scores(&self, images: &Tensor, classes: Option<&TextClasses>) -> TensorResult<Tensor> {
         let (_, _, height, width) = images.dims4()?;
         let padded = (height.next_multiple_of(SMALLEST), width.next_multiple_of(SMALLEST));
         let inputs = images.pad_with_zeros(2, 0, padded.0 - height)?.pad_with_zeros(3, 0, padded.1 - width)?;
-        let predictions = self.head(&self.features(&inputs, &Pass::eval())?, None)?;
+        let predictions = self.head(&self.features(&inputs, &Pass::eval())?, classes)?;
         let Some(answer) = predictions.last() else { candle_core::bail!("the decoder made no prediction") };
         semantic_scores(answer, padded)?.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()
     }

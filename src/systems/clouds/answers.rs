@@ -38,14 +38,14 @@ impl Answers {
         }
         let entries = std::fs::read_dir(&self.folder).map_err(|e| Error::io(&self.folder, e))?;
         let answers = entries.filter_map(|entry| read(&entry.ok()?.path()));
-        Ok(answers.map(|kept| kept.answer.tokens).sum())
+        Ok(answers.fold(0, |sum, kept| sum.saturating_add(kept.answer.tokens)))
     }
 
-    /// The file of an answer: named after everything it depends on.
-    fn file(&self, writer: &str, request: &Request) -> PathBuf {
+    /// The file of an answer: named after everything it depends on, that is the writer, how it draws text, and the request.
+    fn file(&self, writer: &dyn Writer, request: &Request) -> PathBuf {
         let mut hasher = blake3::Hasher::new();
         let numbers = format!("{} {}", request.seed, request.number);
-        for part in [writer, &request.system, &request.user, &numbers] {
+        for part in [&writer.name(), &writer.sampling(), &request.system, &request.user, &numbers] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         self.folder.join(format!("{:04}-{}.json", request.number, &hasher.finalize().to_hex()[..16]))
@@ -57,7 +57,7 @@ impl Answers {
     /// As [`Writer::ask`]; answers that came before the error are kept. [`Error::Io`] when one cannot be written.
     pub fn ask(&self, writer: &mut dyn Writer, requests: &[Request], progress: &dyn Progress) -> Result<Vec<Answer>> {
         let name = writer.name();
-        let files: Vec<PathBuf> = requests.iter().map(|request| self.file(&name, request)).collect();
+        let files: Vec<PathBuf> = requests.iter().map(|request| self.file(writer, request)).collect();
         let mut answers: Vec<Option<Answer>> = files.iter().map(|file| Some(read(file)?.answer)).collect();
         let open: Vec<usize> = (0..requests.len()).filter(|at| answers[*at].is_none()).collect();
         if open.len() < requests.len() {

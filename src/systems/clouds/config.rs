@@ -1,6 +1,7 @@
 //! Every value of the CLOUDS stages with its default. Field names are the keys of recipes and of `--set`.
 
 use crate::base::{Error, Result};
+use crate::prompting::client::endpoint;
 use serde::{Deserialize, Serialize};
 
 /// `clouds prompts`: a list of prompts, balanced over classes.
@@ -101,6 +102,7 @@ impl PromptsConfig {
         if !seconds(self.server.timeout) || !seconds(self.server.pause) {
             return usage("server.timeout and server.pause: expected seconds, at most a day".into());
         }
-        Ok(())
+        // Before anything is written down.
+        self.llm.strip_prefix("openai:").map_or(Ok(()), |url| endpoint(url).map(drop))
     }
 }

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// `environment.json` is a run's own.
+const RESERVED: &str = "environment";
+
 /// Every value of `clouds masks` with its default. Field names are the keys of recipes and of `--set`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -57,20 +60,24 @@ pub struct Drawn {
     pub masks: BTreeMap<String, usize>,
     /// Pictures whose masks were there already, from the same picture and settings.
     pub kept: u64,
+    /// Pictures in folders that could not be read.
+    pub unreadable: u64,
 }
 
 /// Writes `NAME.png` and `NAME.json` for each picture of `inputs` (files and folders) to `output`; what is there already, from the same
 /// picture and settings, is kept.
 ///
 /// # Errors
-/// Unusable settings or weights; pictures that cannot be read or have the same name; interruption.
+/// Unusable settings or weights; a named picture that cannot be read, or a folder without any that can; pictures of the same name;
+/// interruption.
 pub fn run(config: &MasksConfig, inputs: &[PathBuf], output: &Path, progress: &dyn Progress) -> Result<Drawn> {
     config.automatic.validate()?;
     let refiner =
         RefinerConfig { refiner: config.refiner.clone(), batch_statistics: config.batch_statistics, regions: config.regions };
     let next = "name a file with weights of SAM, or `regions`";
     let proposer = refiner.open()?.ok_or_else(|| Error::Usage(format!("`none` draws no masks\n  next: {next}")))?;
-    let pictures = pictures(inputs)?;
+    let (pictures, mut unreadable) = pictures(inputs)?;
+    let total = pictures.len() + unreadable.len();
     progress.say(&format!("refiner: {}", proposer.name()));
     progress.stage("masks", pictures.len() as u64, 0);
     let settings = config.fingerprint()?;
@@ -80,24 +87,33 @@ pub fn run(config: &MasksConfig, inputs: &[PathBuf], output: &Path, progress: &d
             return Err(Error::Interrupted { resume: "run the same command again, with the same `--output`".into() });
         }
         let made_from = format!("{}-{settings}", &hash::file(path)?[..16]);
-        let count = match there(output, name, &made_from) {
-            Some(count) => {
-                kept += 1;
-                count
-            }
-            None => {
-                let image = images::read_rgb(path)?;
-                let found = proposer.everything(&image, &config.automatic)?;
-                let facts = json!({ "refiner": proposer.name(), "made_from": made_from });
-                write(output, name, path, &facts, (image.height, image.width), &found)?;
-                found.len()
-            }
+        let count = if let Some(count) = there(output, name, &made_from) {
+            kept += 1;
+            count
+        } else {
+            let image = match images::read_rgb(path) {
+                Err(error) if !inputs.contains(path) => {
+                    unreadable.push(error);
+                    continue;
+                }
+                image => image?,
+            };
+            let found = proposer.everything(&image, &config.automatic)?;
+            let facts = json!({ "refiner": proposer.name(), "made_from": made_from });
+            write(output, name, path, &facts, (image.height, image.width), &found)?;
+            found.len()
         };
         masks.insert(name.clone(), count);
         progress.step(masks.len() as u64, &format!("{count} masks"));
     }
     progress.end();
-    Ok(Drawn { refiner: proposer.name(), masks, kept })
+    if let Some(line) = images::unreadable_line(&unreadable, total) {
+        if masks.is_empty() {
+            return Err(Error::data(&inputs[0], "readable images", line, "replace them"));
+        }
+        progress.warn(&line);
+    }
+    Ok(Drawn { refiner: proposer.name(), masks, kept, unreadable: unreadable.len() as u64 })
 }
 
 /// The number of masks of a picture whose files are there and come from the same picture and settings.
@@ -108,20 +124,27 @@ fn there(output: &Path, name: &str, made_from: &str) -> Option<usize> {
     same.then(|| json["annotations"].as_array().map(Vec::len))?
 }
 
-/// Pictures by the names of their results.
-fn pictures(inputs: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
-    let mut found: BTreeMap<String, PathBuf> = BTreeMap::new();
+/// Pictures by the names of their results, and why others in the folders are none.
+fn pictures(inputs: &[PathBuf]) -> Result<(BTreeMap<String, PathBuf>, Vec<Error>)> {
+    let (mut found, mut unreadable) = (BTreeMap::<String, PathBuf>::new(), Vec::new());
     for input in inputs {
-        let files = if input.is_dir() { images::scan(input)?.images } else { vec![input.clone()] };
-        for file in files {
+        let named = || images::Scan { images: vec![input.clone()], unreadable: Vec::new() };
+        let scan = if input.is_dir() { images::scan(input)? } else { named() };
+        unreadable.extend(scan.unreadable);
+        for file in scan.images {
             let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            if name == RESERVED {
+                let what =
+                    format!("{}: the masks of a picture of this name would take the place of the run's own file", file.display());
+                return Err(Error::Usage(format!("{what}\n  next: rename the picture")));
+            }
             if let Some(other) = found.insert(name, file.clone()).filter(|other| *other != file) {
                 let (one, two) = (other.display(), file.display());
                 return Err(Error::Usage(format!("{one} and {two} have the same name\n  next: give them different `--output`s")));
             }
         }
     }
-    Ok(found)
+    Ok((found, unreadable))
 }
 
 fn write(output: &Path, name: &str, path: &Path, facts: &Value, size: (usize, usize), found: &[Annotation]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Every value of the DATUM stages with its default; those of `pretrain` are beside it. Field names are the keys of recipes and of `--set`.
 
 use crate::base::{Error, Result};
+use crate::diffusion::model::{LONGEST_SIDE, MOST_PIXELS, check_size};
 use crate::systems::shared::Size;
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +9,24 @@ use serde::{Deserialize, Serialize};
 pub(super) fn positive(values: &[(&str, usize)]) -> Result<()> {
     match values.iter().find(|(_, value)| *value == 0) {
         Some((name, _)) => Err(Error::Usage(format!("`{name}` is 0\n  next: give a value of at least 1"))),
+        None => Ok(()),
+    }
+}
+
+/// Sizes in pixels with the largest ones that are possible.
+fn at_most(sizes: &[(&str, usize, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size, most)| size > most) {
+        Some((name, size, most)) => {
+            Err(Error::Usage(format!("`{name}` is {size}\n  next: give a value of at most {most} pixels")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Learning rates and their factors.
+fn rates(values: &[(&str, f64)]) -> Result<()> {
+    match values.iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {
+        Some((name, value)) => Err(Error::Usage(format!("`{name}` is {value}\n  next: give a finite number, 0 or larger"))),
         None => Ok(()),
     }
 }
@@ -84,7 +103,7 @@ pub struct PersonalizeConfig {
 
 impl PersonalizeConfig {
     /// # Errors
-    /// Counts and sizes of 0.
+    /// Counts and sizes of 0, sizes too large for any machine, a learning rate that is none.
     pub fn validate(&self) -> Result<()> {
         positive(&[
             ("rank", self.rank),
@@ -92,6 +111,8 @@ impl PersonalizeConfig {
             ("gradient_accumulation_steps", self.gradient_accumulation_steps),
             ("crop_size", self.crop_size),
         ])?;
+        at_most(&[("resolution", self.resolution, LONGEST_SIDE), ("crop_size", self.crop_size, MOST_PIXELS.isqrt())])?;
+        rates(&[("learning_rate", self.learning_rate)])?;
         if self.with_prior_preservation { positive(&[("num_class_images", self.num_class_images)]) } else { Ok(()) }
     }
 }
@@ -220,7 +241,23 @@ impl Default for GenerateConfig {
     }
 }
 
+/// Largest number of images.
+const MOST_IMAGES: u64 = 10_000_000;
+
 impl GenerateConfig {
+    /// # Errors
+    /// No image or too many, pictures too large for any machine, a guidance scale that is no number.
+    pub fn validate(&self) -> Result<()> {
+        if !(1..=MOST_IMAGES).contains(&self.count) {
+            let found = format!("--count {}: expected 1 to {MOST_IMAGES}", self.count);
+            return Err(Error::Usage(format!("{found}\n  next: give the number of images")));
+        }
+        if !self.guidance_scale.is_finite() {
+            return Err(Error::Usage(format!("--guidance-scale {}: expected a finite number", self.guidance_scale)));
+        }
+        check_size(self.height, self.width)
+    }
+
     /// Sampling steps of the pictures whose colours initial photos take over.
     pub fn style_steps(&self) -> usize {
         if self.init_style_steps == 0 { self.steps } else { self.init_style_steps }
@@ -301,7 +338,7 @@ pub struct AdaptConfig {
 
 impl AdaptConfig {
     /// # Errors
-    /// Counts and sizes of 0.
+    /// Counts and sizes of 0, learning rates that are none.
     pub fn validate(&self) -> Result<()> {
         positive(&[
             ("iterations", self.iterations as usize),
@@ -309,6 +346,7 @@ impl AdaptConfig {
             ("crop.height", self.crop.height),
             ("crop.width", self.crop.width),
         ])?;
+        rates(&[("learning_rate", self.learning_rate), ("head_multiplier", self.head_multiplier)])?;
         if !self.validation.is_empty() && self.validation_steps == 0 {
             return Err(Error::Usage("validation_steps 0: expected 1 or more".into()));
         }

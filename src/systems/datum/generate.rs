@@ -11,7 +11,7 @@ use crate::diffusion::model::Model;
 use crate::diffusion::sampler::SamplerKind;
 use crate::diffusion::text_to_image::{Request, SamplingSettings, TextToImage, to_tensor};
 use crate::io::images::RgbImage;
-use crate::io::manifest::{GenerationFacts, ImageRecord, Manifest};
+use crate::io::manifest::{self, GenerationFacts, ImageRecord, Manifest};
 use crate::io::weights::TensorSource;
 use crate::io::{hash, png_text, weights};
 use crate::prompting::{ClassSet, PromptFile, Prompts};
@@ -23,6 +23,8 @@ use std::path::{Path, PathBuf};
 
 /// Where the pictures lie below the output folder.
 pub const IMAGE_FOLDER: &str = "images";
+/// What is finished, in the folder of each run.
+const MANIFEST: &str = "manifest.jsonl";
 
 /// One part of a sharded generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +58,16 @@ pub struct Generated {
     pub kept: u64,
 }
 
+/// True if images were made in the run folder `run` before.
+pub fn is_begun(run: &Path) -> bool {
+    std::fs::metadata(run.join(MANIFEST)).is_ok_and(|file| file.len() > 0)
+}
+
 /// Makes the images of this shard that are not there yet. `output` holds `images/`; `run` the manifest of this shard.
 ///
 /// # Errors
-/// Unusable prompts, model, latents or initial photos; interruption (finished images are kept).
+/// Unusable prompts, model, latents or initial photos; images of other settings in `output`; interruption (finished images are
+/// kept).
 pub fn run(
     config: &GenerateConfig,
     run: &RunDir,
@@ -67,11 +75,13 @@ pub fn run(
     places: &base::Places,
     progress: &dyn Progress,
 ) -> Result<Generated> {
+    config.validate()?;
     let prompts = PromptFile::open(&config.prompts)?.expand(&config.identifier, ClassSet::Things)?;
     let shard = if config.shard.is_empty() { Shard { index: 0, count: 1 } } else { config.shard.parse()? };
     let model = base::open(&config.model, &config.lora, places, progress)?;
     let mut job = Job::new(config, &model, prompts, progress)?;
-    let mut manifest = Manifest::open(&run.path().join("manifest.jsonl"))?;
+    job.check(output)?;
+    let mut manifest = Manifest::open(&run.path().join(MANIFEST))?;
     if let Some(bytes) = manifest.dropped_bytes() {
         progress.warn(&format!("the last line of the manifest was half written ({bytes} bytes) and is left out"));
     }
@@ -84,12 +94,18 @@ pub fn run(
     }
     job.forget(&missing, &mut manifest, run.path())?;
     progress.stage("generate", mine.len() as u64, kept);
+    // Without `--output`, the same command would begin another folder.
+    let again = || format!("run the same command with `--output {}`; finished images are kept", output.display());
     let mut made = 0;
     for batch in missing.chunks(config.batch_size.max(1)) {
         if interrupt::requested() {
-            return Err(Error::Interrupted { resume: "run the same command again; finished images are kept".into() });
+            return Err(Error::Interrupted { resume: again() });
         }
-        for (&j, picture) in batch.iter().zip(job.make(batch)?) {
+        let pictures = job.make(batch).map_err(|error| match error {
+            Error::Interrupted { .. } => Error::Interrupted { resume: again() },
+            other => other,
+        })?;
+        for (&j, picture) in batch.iter().zip(pictures) {
             let record = job.write(&folder, run.path(), j, &picture)?;
             manifest.append(record)?;
             made += 1;
@@ -120,17 +136,19 @@ pub struct Plan {
 /// # Errors
 /// Those of [`run`] before the first image.
 pub fn plan(config: &GenerateConfig, output: Option<&Path>, places: &base::Places, progress: &dyn Progress) -> Result<Plan> {
+    config.validate()?;
     let prompts = PromptFile::open(&config.prompts)?.expand(&config.identifier, ClassSet::Things)?;
     let different = prompts.len();
     let shard = if config.shard.is_empty() { Shard { index: 0, count: 1 } } else { config.shard.parse()? };
     let model = base::open(&config.model, &config.lora, places, progress)?;
     let job = Job::new(config, &model, prompts, progress)?;
-    let manifest = output.map(|run| run.join("manifest.jsonl")).filter(|path| path.is_file());
+    output.map_or(Ok(()), |output| job.check(output))?;
+    let manifest = output.map(|run| run.join(MANIFEST)).filter(|path| path.is_file());
     let manifest = manifest.map(|path| Manifest::open(&path)).transpose()?;
     let is_missing = |j: &u64| !manifest.as_ref().is_some_and(|manifest| job.is_made(manifest, *j));
     let images = (0..config.count).filter(|j| j % shard.count == shard.index).filter(is_missing).count() as u64;
     progress.say("measuring two denoising steps and the decoder");
-    let batch: Vec<u64> = (0..config.batch_size.max(1) as u64).collect();
+    let batch: Vec<u64> = (0..config.count.min(config.batch_size.max(1) as u64)).collect();
     let seconds_each = job.rehearse(&batch)? / batch.len() as f64;
     let (height, width) = job.size;
     let forecast = Forecast {
@@ -213,6 +231,23 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// All images of a set are made alike: those in `output`, of any shard and any number, have to be of these settings.
+    fn check(&self, output: &Path) -> Result<()> {
+        for path in manifests(output) {
+            let (records, _) = manifest::read::<ImageRecord>(&path)?;
+            let other = records.iter().map(|record| &record.facts).find(|facts| **facts != self.facts(facts.index));
+            if let Some(there) = other {
+                return Err(Error::Usage(format!(
+                    "{} holds images of other settings: image {} has {}\n  next: choose another `--output`, or remove that folder",
+                    output.display(),
+                    there.index,
+                    differences(there, &self.facts(there.index))
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Leaves out what the manifest says of the images `missing` (ascending), and pictures of them under other names.
     fn forget(&self, missing: &[u64], manifest: &mut Manifest, run: &Path) -> Result<()> {
         let is_missing = |record: &ImageRecord| missing.binary_search(&record.facts.index).is_ok();
@@ -291,6 +326,35 @@ impl<'a> Job<'a> {
         let file = relative(&path, run);
         Ok(ImageRecord { file, blake3: hash::file(&path)?, facts })
     }
+}
+
+/// The manifests of a whole set and of its shards.
+fn manifests(output: &Path) -> impl Iterator<Item = PathBuf> {
+    let shards = std::fs::read_dir(output.join("shards")).into_iter().flatten().flatten().map(|entry| entry.path());
+    shards.chain([output.to_path_buf()]).map(|folder| folder.join(MANIFEST)).filter(|path| path.is_file())
+}
+
+/// What two images of one number differ in, for people.
+fn differences(there: &GenerationFacts, wanted: &GenerationFacts) -> String {
+    let (there, wanted) = (described(there), described(wanted));
+    let differ = there.iter().zip(&wanted).filter(|(there, wanted)| there != wanted);
+    differ.map(|((name, there), (_, wanted))| format!("{name} {there} there, {wanted} wanted")).collect::<Vec<_>>().join("; ")
+}
+
+/// Names and values as the user gave them.
+fn described(facts: &GenerationFacts) -> [(&'static str, String); 9] {
+    let start = if facts.start.is_empty() { "noise" } else { facts.start.as_str() };
+    [
+        ("seed", facts.seed.wrapping_sub(facts.index).to_string()),
+        ("prompt", format!("{:?}", facts.prompt)),
+        ("negative prompt", format!("{:?}", facts.negative_prompt)),
+        ("steps", facts.steps.to_string()),
+        ("guidance scale", facts.guidance_scale.to_string()),
+        ("scheduler", facts.scheduler.clone()),
+        ("size", format!("{}x{}", facts.width, facts.height)),
+        ("model", facts.model_hash.clone()),
+        ("start", start.to_string()),
+    ]
 }
 
 /// `path` as seen from `folder`: below it, or in the output folder two levels up (shards).

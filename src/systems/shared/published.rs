@@ -5,8 +5,14 @@ use crate::base::{Error, Result};
 use crate::data::classes_of;
 use crate::io::weights::TensorSource;
 use crate::io::weights::clouds::{self, Classifier};
-use crate::models::clip::{ConvNextConfig, ModifiedResNetConfig, VisualConfig};
-use crate::models::mask2former::{HeadConfig, Mask2FormerConfig};
+use crate::models::clip::{
+    ConvNextConfig, ModifiedResNetConfig, STREET_CLASSES, TextTower, TextTowerConfig, VisualConfig, class_prompts,
+    class_token_ids, class_vectors,
+};
+use crate::models::mask2former::{HeadConfig, Mask2FormerConfig, TextClasses};
+use crate::models::stable_diffusion::config::TextActivation;
+use crate::nn::{Builder, Init};
+use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
 /// Short side of photos in the published evaluation.
@@ -16,6 +22,8 @@ const CLASSES: &str = "cityscapes";
 const VISUAL: &str = "backbone.clip_model.visual.";
 const PIXEL_DECODER: &str = "sem_seg_head.pixel_decoder.transformer.encoder.layers.";
 const PREDICTOR: &str = "sem_seg_head.predictor.";
+/// Vectors of the class names, in files whose head compares with them.
+const CLASS_VECTORS: &str = "class_vectors";
 /// Levels of feature maps that the pixel decoder looks at.
 const LEVELS: usize = 3;
 
@@ -36,29 +44,102 @@ pub fn as_file(network: &Mask2FormerConfig) -> Mask2FormerConfig {
 /// Header and weights of a checkpoint.
 ///
 /// # Errors
-/// Heads that compare with text vectors, other widths, other numbers of classes than 19, files that lack parts.
+/// Other widths, other numbers of classes than 19, files that lack parts.
 pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSource>)> {
     let (origin, classes) = (source.origin(), classes_of(CLASSES)?);
     let wrong = |found: String| {
-        let expected = format!("a checkpoint of CLOUDS with a linear head for {} classes", classes.len());
+        let expected = format!("a checkpoint of CLOUDS with a head for {} classes", classes.len());
         Error::data(&origin, expected, found, "give a checkpoint of the released configurations, or a run of `clouds train`")
     };
-    match clouds::classifier(&*source)? {
-        Classifier::Linear(found) if found == classes.len() => {}
+    let text_width = match clouds::classifier(&*source)? {
+        Classifier::Linear(found) if found == classes.len() => None,
         Classifier::Linear(found) => return Err(wrong(format!("{found} classes"))),
-        Classifier::Text(_) => return Err(wrong("a head that compares with text vectors".into())),
-    }
+        Classifier::Text(width) => Some(width),
+    };
+    let tower = text_width.map(|_| clouds::text_tower(&*source)).transpose()?;
     let network = clouds::network(source)?;
-    let Some(config) = config(&network.shapes(), classes.len()) else {
+    let Some(mut config) = config(&network.shapes(), classes.len()) else {
         return Err(wrong("a file without some of its parts".into()));
     };
+    config.head.text_width = text_width;
     // The number of heads leaves no trace in shapes: only that of the published width is known.
     let HeadConfig { width, points, .. } = HeadConfig::default();
     if (config.head.width, config.head.points) != (width, points) {
         return Err(wrong(format!("one of width {}, whose number of heads its tensors do not tell", config.head.width)));
     }
+    let vectors = tower.map(|tower| name_vectors(tower, &config)).transpose()?;
+    let source: Box<dyn TensorSource> = match vectors {
+        None => Box::new(network),
+        Some(Some(vectors)) if vectors.dim(1).ok() == text_width => Box::new(WithVectors { network, vectors }),
+        Some(_) => return Err(wrong("a text tower that does not fit its head".into())),
+    };
     let header = Header { short_side: SHORT_SIDE, ..Header::new(Model::Mask2Former { mask2former: Box::new(config) }, &classes) };
-    Ok((header, Box::new(network)))
+    Ok((header, source))
+}
+
+/// What a head of that text width compares with: the vectors of all synonyms of the classes, `class_vectors` in the file.
+///
+/// # Errors
+/// A file that lacks them.
+pub fn text_classes(width: usize, builder: &Builder) -> Result<TextClasses> {
+    let counts: Vec<usize> = STREET_CLASSES.iter().map(|synonyms| synonyms.len()).collect();
+    let vectors = builder.get(&[counts.iter().sum(), width], CLASS_VECTORS, Init::Normal { std: 1.0 })?;
+    Ok(TextClasses::new(vectors, counts))
+}
+
+/// The vectors of the class names by a text tower; `None` for sizes that nothing can be made of.
+///
+/// # Shapes
+/// → (S, D)
+fn name_vectors(tower: BTreeMap<String, Tensor>, network: &Mask2FormerConfig) -> Result<Option<Tensor>> {
+    let side = |name: &str, axis: usize| tower.get(name).and_then(|tensor| tensor.dims().get(axis).copied());
+    let layers = (0..).take_while(|i| tower.contains_key(&format!("transformer.resblocks.{i}.ln_1.weight"))).count();
+    let sizes = (
+        side("token_embedding.weight", 0),
+        side("token_embedding.weight", 1),
+        side("positional_embedding", 0),
+        side("text_projection", 1),
+    );
+    let (Some(vocabulary), Some(width), Some(context), Some(embedding)) = sizes else { return Ok(None) };
+    // The original CLIP, of which there are ResNets only, has another activation than OpenCLIP.
+    let activation = match network.backbone {
+        VisualConfig::ResNet(_) => TextActivation::QuickGelu,
+        VisualConfig::ConvNext(_) => TextActivation::Gelu,
+    };
+    // Heads of 64 channels in all of them.
+    let config = TextTowerConfig { vocabulary, context, width, heads: (width / 64).max(1), layers, embedding, activation };
+    if vocabulary != TextTowerConfig::default().vocabulary {
+        return Ok(None);
+    }
+    let builder = Builder::from_source(tower, 0).frozen();
+    let tower = TextTower::new(&config, &builder)?;
+    builder.finish()?;
+    class_vectors(&tower, &class_prompts(STREET_CLASSES.concat()), |prompt| class_token_ids(prompt, context)).map(Some)
+}
+
+/// A checkpoint with the vectors that its text tower gives the class names.
+struct WithVectors<S> {
+    network: S,
+    vectors: Tensor,
+}
+
+impl<S: TensorSource> TensorSource for WithVectors<S> {
+    fn origin(&self) -> String {
+        self.network.origin()
+    }
+
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let mut shapes = self.network.shapes();
+        shapes.insert(CLASS_VECTORS.into(), self.vectors.dims().to_vec());
+        shapes
+    }
+
+    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+        match name {
+            CLASS_VECTORS => Ok(self.vectors.to_device(device)?),
+            name => self.network.load(name, device),
+        }
+    }
 }
 
 /// The sizes of a network with the published number of heads.
@@ -99,7 +180,8 @@ mod tests {
     use super::*;
     use crate::models::clip::ClipConfig;
     use crate::models::mask2former::Mask2Former;
-    use crate::nn::Builder;
+    use crate::nn::Pass;
+    use crate::systems::shared::segmenter_file::Segmenter;
 
     #[test]
     fn sizes_are_read_from_shapes() {
@@ -115,5 +197,46 @@ mod tests {
             assert_eq!(header.model, Model::Mask2Former { mask2former: Box::new(as_file(&wanted)) });
             assert_eq!((header.classes[13].as_str(), header.short_side), ("car", 1024));
         }
+    }
+
+    /// A checkpoint with its text tower, written and opened as a user's: the same scores as from its parts.
+    #[test]
+    fn a_head_that_compares_with_class_names_finds_them_in_the_checkpoint() {
+        let (width, embedding) = (64, 24);
+        let head = HeadConfig {
+            queries: 5,
+            decoder_layers: 1,
+            encoder_layers: 1,
+            encoder_hidden: 32,
+            decoder_hidden: 32,
+            text_width: Some(embedding),
+            ..HeadConfig::default()
+        };
+        let convnext = ConvNextConfig { depths: [1, 1, 1, 1], widths: [8, 16, 24, 32], drop_path: 0.0 };
+        let config = Mask2FormerConfig { backbone: VisualConfig::ConvNext(convnext), freeze_backbone: true, head };
+        let builder = Builder::random(3);
+        let network = Mask2Former::new(&config, &builder).unwrap();
+        let text = TextTowerConfig { width, heads: 1, layers: 2, embedding, ..TextTowerConfig::default() };
+        let tower = TextTower::new(&text, &builder.pp("backbone").pp("clip_model")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("model_final.safetensors");
+        let tensors = builder.finish().unwrap().tensors();
+        crate::io::weights::save(&file, &tensors, &BTreeMap::new()).unwrap();
+
+        let images = crate::base::Rng::stream(1, "images", &[]).normal_tensor(&[1, 3, 32, 64], &Device::Cpu).unwrap();
+        let prompts = class_prompts(STREET_CLASSES.concat());
+        let vectors = class_vectors(&tower, &prompts, |prompt| class_token_ids(prompt, 77)).unwrap();
+        let classes = TextClasses::new(vectors, STREET_CLASSES.iter().map(|names| names.len()).collect());
+        let wanted = network.head(&network.features(&images, &Pass::eval()).unwrap(), Some(&classes)).unwrap();
+        assert_eq!(wanted.last().unwrap().logits.dims(), [1, 5, 20]);
+        let wanted = network.scores(&images, Some(&classes)).unwrap();
+        let found = Segmenter::open(&file).unwrap().scores(&images).unwrap();
+        let values = |xs: &Tensor| xs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!((found.dims(), values(&found)), (wanted.dims(), values(&wanted)));
+
+        let without = tensors.into_iter().filter(|(name, _)| !name.contains("token_embedding")).collect();
+        crate::io::weights::save(&file, &without, &BTreeMap::new()).unwrap();
+        let error = Segmenter::open(&file).err().unwrap();
+        assert!(error.exit_code() == 3 && error.to_string().contains("text tower"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use crate::eval::{Evaluator, Inference, Resize};
 use crate::io::weights::{self, TensorSource};
 use crate::labels::Classes;
 use crate::models::clip;
-use crate::models::mask2former::{Mask2Former, Mask2FormerConfig};
+use crate::models::mask2former::{Mask2Former, Mask2FormerConfig, TextClasses};
 use crate::models::segmenter::{EncoderDecoder, Normalization, Segmenter as _, SegmenterConfig};
 use crate::nn::{Builder, ParamStore, Pass};
 use candle_core::Tensor;
@@ -67,14 +67,19 @@ impl Model {
 
     fn build(&self, builder: &Builder) -> Result<Network> {
         Ok(match self {
-            Self::Mask2Former { mask2former } => Network::Mask2Former(Box::new(Mask2Former::new(mask2former, builder)?)),
+            Self::Mask2Former { mask2former } => {
+                let classes = |width| published::text_classes(width, builder);
+                let classes = mask2former.head.text_width.map(classes).transpose()?;
+                Network::Mask2Former(Box::new(Mask2Former::new(mask2former, builder)?), classes)
+            }
             Self::EncoderDecoder(config) => Network::EncoderDecoder(EncoderDecoder::new(config, builder)?),
         })
     }
 }
 
 enum Network {
-    Mask2Former(Box<Mask2Former>),
+    /// With the vectors of class names that its head compares with, if it does.
+    Mask2Former(Box<Mask2Former>, Option<TextClasses>),
     EncoderDecoder(EncoderDecoder),
 }
 
@@ -195,7 +200,7 @@ impl Segmenter {
     /// `images` (B, 3, H, W), normalised → (B, K, h, w), to be resized to (H, W)
     pub fn scores(&self, images: &Tensor) -> candle_core::Result<Tensor> {
         match &self.network {
-            Network::Mask2Former(network) => network.scores(images),
+            Network::Mask2Former(network, classes) => network.scores(images, classes.as_ref()),
             Network::EncoderDecoder(network) => network.forward(images, &Pass::eval()),
         }
     }

@@ -51,7 +51,7 @@ impl Batches {
             "" => source.first_split(&["train"]),
             split => Some(split),
         };
-        let samples = source.readable_samples(split, progress)?;
+        let samples = source.labelled_samples(split, progress)?;
         progress.say(&format!("source: {} images of {}", samples.len(), source.name));
         let transform = SourceTransform::new(config);
         let generated = match config.stage {

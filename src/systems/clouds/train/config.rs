@@ -371,6 +371,7 @@ impl TrainConfig {
             return usage("teacher.alpha: expected 0 to 1; clip_norm and learning_rate: at least 0".into());
         }
         self.schedule().validate()?;
+        self.refinement().validate()?;
         self.validate_stage()
     }
 

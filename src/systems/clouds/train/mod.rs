@@ -134,7 +134,7 @@ fn say_cost(cost: Cost, run: &RunDir, progress: &dyn Progress) -> Result<()> {
 
 /// Folder of the source and a few generated images, for the report.
 fn used(source: &Dataset, batches: &Batches) -> serde_json::Value {
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
-    let images: Vec<PathBuf> = batches.some_generated(LOGGED_IMAGES).iter().map(|path| absolute(path)).collect();
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into()).display().to_string();
+    let images: Vec<String> = batches.some_generated(LOGGED_IMAGES).iter().map(|path| absolute(path)).collect();
     serde_json::json!({ "source": absolute(&source.root), "target_images": images })
 }

@@ -88,7 +88,7 @@ impl CloudsTraining {
         let optimizer =
             AdamW::new(groups(config, &parameters), AdamWConfig { max_gradient_norm: clip, ..AdamWConfig::default() })?;
         let num_classes = network.head.num_classes;
-        // Stochastic depth may leave a block out for all images of a small batch.
+        // Stochastic depth and layer scales near 0 leave some of the backbone next to nothing to learn from in the first steps.
         let skips = config.model.drop_path > 0.0;
         let may_be_zero = move |name: &str| (skips && name.starts_with(BACKBONE)) || name == LEVEL_EMBED;
         Ok(Self {

@@ -1,20 +1,25 @@
 //! What one adaptation step sees: source images with labels, target images without, prepared on threads.
 
 use crate::base::progress::Progress;
-use crate::base::{Result, Rng, device, group};
+use crate::base::{Error, Result, Rng, device, group, interrupt};
 use crate::data::fourier::FourierTransfer;
 use crate::data::rare_class::{ClassStatistics, FileStatistics, MinPixels, RareClassConfig, RareClassSampling, count_pixels};
+use crate::data::resize::antialiased;
 use crate::data::transforms::{Example, Item, keep_ratio_size};
 use crate::data::{Batch, Dataset, Loader, Normalize, Pipeline, Sample};
+use crate::io::images;
 use crate::systems::datum::config::AdaptConfig;
 use crate::systems::shared::segmenter_file::{Header, normalize};
 use crate::systems::shared::size::frame;
 use crate::uda::StepBatch;
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
 /// Decoded, resized pictures are kept in memory up to this many bytes a data set.
 const CACHE_BYTES: usize = 2 << 30;
+/// Label maps between two looks at Ctrl-C.
+const COUNTED_AT_ONCE: usize = 64;
 
 /// Makes the batch of each step; cheap to clone for threads.
 #[derive(Clone)]
@@ -41,7 +46,7 @@ struct Pictures {
 
 impl Pictures {
     fn new(dataset: &Dataset, samples: Vec<Sample>, resize: Option<(usize, usize)>, pipeline: Pipeline, labelled: bool) -> Self {
-        let cache = (Batches::cached_bytes(samples.len(), resize) > 0).then(|| samples.iter().map(|_| OnceLock::new()).collect());
+        let cache = (Batches::cached_bytes(&samples, resize) > 0).then(|| samples.iter().map(|_| OnceLock::new()).collect());
         Self { dataset: dataset.clone(), samples, pipeline, resize, labelled, cache }
     }
 
@@ -68,10 +73,14 @@ impl Pictures {
 }
 
 impl Batches {
-    /// Memory for decoded pictures of a data set, resized to fit `size`; none if they are too many to keep.
-    pub fn cached_bytes(images: usize, size: Option<(usize, usize)>) -> usize {
-        let (height, width) = size.unwrap_or((1024, 2048));
-        let bytes = images * height * width * 4;
+    /// Memory for decoded pictures, resized to fit `size` if there is one; none if they are too many to keep.
+    pub fn cached_bytes(samples: &[Sample], size: Option<(usize, usize)>) -> usize {
+        let area = |sample: &Sample| {
+            // A file that is no picture is named where it is used.
+            let (height, width) = size.or_else(|| images::inspect(&sample.image).ok()).unwrap_or_default();
+            height * width
+        };
+        let bytes = 4 * samples.iter().map(area).sum::<usize>();
         if bytes <= CACHE_BYTES { bytes } else { 0 }
     }
 
@@ -100,7 +109,7 @@ impl Batches {
             name => Some(name.to_string()),
         };
         let source_split = split(&config.source_split, source, &["train"]);
-        let samples = source.readable_samples(source_split.as_deref(), progress)?;
+        let samples = source.labelled_samples(source_split.as_deref(), progress)?;
         progress.say(&format!("source: {} images of {}", samples.len(), source.name));
         let source = Pictures::new(source, samples, frame(config.source_size), labelled, true);
         let target = match target {
@@ -131,10 +140,16 @@ fn rare_classes(config: &AdaptConfig, source: &Pictures, progress: &dyn Progress
     }
     progress.stage("class statistics", source.samples.len() as u64, 0);
     let mut files = Vec::with_capacity(source.samples.len());
-    for (index, sample) in source.samples.iter().enumerate() {
+    let count = |sample: &Sample| {
         let ids = source.dataset.load_label(sample)?.ids;
-        files.push(FileStatistics { file: sample.stem.clone(), pixels: count_pixels(&ids) });
-        progress.step(index as u64 + 1, "");
+        Ok(FileStatistics { file: sample.stem.clone(), pixels: count_pixels(&ids) })
+    };
+    for samples in source.samples.chunks(COUNTED_AT_ONCE) {
+        if interrupt::requested() {
+            return Err(Error::Interrupted { resume: "run the same command again".into() });
+        }
+        files.extend(samples.par_iter().map(count).collect::<Result<Vec<_>>>()?);
+        progress.step(files.len() as u64, "");
     }
     progress.end();
     let settings = RareClassConfig {
@@ -200,19 +215,73 @@ impl Inner {
         };
         let mut item = pictures.pipeline.finish(&example, &Device::Cpu)?;
         if let (true, Some(style)) = (self.fourier > 0.0, style) {
-            item.image = self.stylise(&example, style)?;
+            let (_, height, width) = item.image.dims3()?;
+            item.image = self.stylise(&example, style, (height, width))?;
         }
         Ok(item)
     }
 
-    /// The source crop with the low amplitudes of a target crop of the same size, normalised, not clipped.
-    fn stylise(&self, example: &Example, style: &Example) -> Result<Tensor> {
-        let transfer = FourierTransfer::new(style.image.floats(), style.size(), self.fourier)?;
+    /// The source crop with the low amplitudes of a target crop, normalised, not clipped, and padded with 0.
+    fn stylise(&self, example: &Example, style: &Example, padded: (usize, usize)) -> Result<Tensor> {
         let (height, width) = example.size();
+        // Amplitudes grow with the number of pixels, so both crops must have one size.
+        let resized = (style.size() != (height, width)).then(|| antialiased(&style.image, (height, width)));
+        let style = resized.as_ref().unwrap_or(&style.image);
+        let transfer = FourierTransfer::new(style.floats(), (height, width), self.fourier)?;
         let pixels = transfer.apply(&example.image.floats(), (height, width))?;
         let Normalize { mean, std } = &self.source.pipeline.normalize;
-        let at = |c: usize, i: usize| ((f64::from(pixels[3 * i + c]) - mean[c]) / std[c]) as f32;
-        let planes: Vec<f32> = (0..3).flat_map(|c| (0..height * width).map(move |i| (c, i))).map(|(c, i)| at(c, i)).collect();
-        Ok(Tensor::from_vec(planes, (3, height, width), &Device::Cpu)?)
+        let mut planes = vec![0f32; 3 * padded.0 * padded.1];
+        for (c, plane) in planes.chunks_exact_mut(padded.0 * padded.1).enumerate() {
+            for (target, source) in plane.chunks_exact_mut(padded.1).zip(pixels.chunks_exact(3 * width)) {
+                for (value, pixel) in target.iter_mut().zip(source.chunks_exact(3)) {
+                    *value = ((f64::from(pixel[c]) - mean[c]) / std[c]) as f32;
+                }
+            }
+        }
+        Ok(Tensor::from_vec(planes, (3, padded.0, padded.1), &Device::Cpu)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::progress::Silent;
+    use crate::data::{Search, StreetSet};
+    use crate::labels::IGNORE;
+    use crate::systems::shared::size::Size;
+
+    /// A source smaller than the crop, and a target of another size than the source: labels stay with their pixels, and light is that
+    /// of the target, not a multiple of it.
+    #[test]
+    fn light_of_the_target_keeps_labels_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = |name: &str, side: usize, look: &str| {
+            let set = StreetSet { count: 2, width: side, height: side, look: vec![look.into()], ..StreetSet::default() };
+            set.write(&dir.path().join(name), &Silent).unwrap();
+            let spec = format!("street={}", dir.path().join(name).display());
+            Dataset::open(&spec, &Search { folders: Vec::new() }).unwrap()
+        };
+        let (source, target) = (set("day", 48, "day"), set("dusk", 32, "dusk"));
+        // Of so few pixels only the mean is exchanged.
+        let config = AdaptConfig {
+            crop: Size { height: 48, width: 64 },
+            source_size: Size { height: 0, width: 0 },
+            fourier: 0.01,
+            batch_size: 2,
+            ..AdaptConfig::default()
+        };
+        let header = super::super::header(&config, &source);
+        let batch = Batches::new(&config, &header, &source, Some(&target), &Silent).unwrap().0.make(3).unwrap();
+        assert_eq!((batch.images.dims(), batch.labels.dims()), (&[2, 3, 48, 64][..], &[2, 48, 64][..]));
+        let mean = |xs: &Tensor, (height, width): (usize, usize)| {
+            let inside = xs.narrow(2, 0, height).unwrap().narrow(3, 0, width).unwrap();
+            inside.mean_all().unwrap().to_scalar::<f32>().unwrap()
+        };
+        let beside = batch.images.narrow(3, 48, 16).unwrap().abs().unwrap();
+        assert_eq!(mean(&beside, (48, 16)), 0.0);
+        let labels = batch.labels.narrow(2, 48, 16).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+        assert!(labels.iter().all(|id| *id == u32::from(IGNORE)));
+        let (light, wanted) = (mean(&batch.images, (48, 48)), mean(&batch.target.unwrap(), (32, 32)));
+        assert!((light - wanted).abs() < 0.02, "{light}, that of the target {wanted}");
     }
 }

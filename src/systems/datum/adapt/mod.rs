@@ -10,6 +10,7 @@ use super::config::{AdaptConfig, Strategy};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::{Dataset, Search};
+use crate::io::weights;
 use crate::models::segmenter::SegmenterConfig;
 use crate::report::tensorboard;
 use crate::systems::shared::segmenter_file::{self, Header, Model, Segmenter as SegmenterFile};
@@ -19,7 +20,7 @@ use crate::train::run_dir::RunDir;
 use crate::train::stage::{self, Stage};
 use batches::Batches;
 pub use plan::{Plan, plan};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use training::Adaptation;
 
 /// Target images whose paths the log of a run keeps.
@@ -42,6 +43,7 @@ pub fn run(
 ) -> Result<PathBuf> {
     let (source, target) = data(config, search)?;
     let header = header(config, &source);
+    check_network(config, &source)?;
     let batches = Batches::new(config, &header, &source, target.as_ref(), progress)?;
     let mut training = Adaptation::new(config, &source, batches)?;
     run.log("data", used(&source, target.as_ref(), config)?)?;
@@ -77,7 +79,7 @@ pub fn run(
 fn used(source: &Dataset, target: Option<&Dataset>, config: &AdaptConfig) -> Result<serde_json::Value> {
     let split = Some(config.target_split.as_str()).filter(|split| !split.is_empty());
     let samples = target.map_or(Ok(Vec::new()), |target| target.samples(split))?;
-    let absolute = |path: &std::path::Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into()).display().to_string();
     let count = samples.len().min(LOGGED_IMAGES);
     let images = (0..count).map(|i| absolute(&samples[(2 * i + 1) * samples.len() / (2 * count)].image));
     Ok(serde_json::json!({
@@ -111,6 +113,18 @@ fn network(config: &AdaptConfig, source: &Dataset) -> SegmenterConfig {
         decoder_channels: Some(config.decoder_channels),
         ..SegmenterConfig::default()
     }
+}
+
+/// Names and files of the network, before all labels of the source are read.
+fn check_network(config: &AdaptConfig, source: &Dataset) -> Result<()> {
+    network(config, source).validate()?;
+    if !config.encoder_weights.is_empty() {
+        weights::open(Path::new(&config.encoder_weights))?;
+    }
+    if !config.init.is_empty() {
+        segmenter_file::read(Path::new(&config.init))?;
+    }
+    Ok(())
 }
 
 /// The header of the segmenter that `config` trains on `source`.

@@ -40,7 +40,7 @@ pub fn plan(config: &AdaptConfig, search: &Search, progress: &dyn Progress) -> R
     let (source, target) = data(config, search)?;
     let images = |dataset: &Dataset, split: &str| {
         let split = if split.is_empty() { None } else { Some(split) };
-        Ok::<_, crate::base::Error>(dataset.samples(split)?.len())
+        dataset.samples(split)
     };
     let source_split = match config.source_split.as_str() {
         "" => source.first_split(&["train"]).unwrap_or_default().to_string(),
@@ -57,16 +57,16 @@ pub fn plan(config: &AdaptConfig, search: &Search, progress: &dyn Progress) -> R
         progress.step(done as u64 + 1, "");
     }
     progress.end();
-    let target_images = target.as_ref().map(|target| images(target, &config.target_split)).transpose()?;
-    let source_images = images(&source, &source_split)?;
+    let target_samples = target.as_ref().map(|target| images(target, &config.target_split)).transpose()?;
+    let source_samples = images(&source, &source_split)?;
     let (seconds_each, peak) = forecast::extrapolate(&measured, crop.0 * crop.1);
-    let kept = Batches::cached_bytes(source_images, frame(config.source_size))
-        + target_images.map_or(0, |images| Batches::cached_bytes(images, frame(config.target_size)));
+    let kept = Batches::cached_bytes(&source_samples, frame(config.source_size))
+        + target_samples.as_ref().map_or(0, |samples| Batches::cached_bytes(samples, frame(config.target_size)));
     // Weights, teacher and two moments of Adam: the last checkpoint and the one being written; then the segmenter.
     let disk_bytes = parameters * 4 * (2 * 4 + 1);
     Ok(Plan {
-        source_images,
-        target_images,
+        source_images: source_samples.len(),
+        target_images: target_samples.map(|samples| samples.len()),
         parameters,
         iterations: config.iterations,
         batch_size: config.batch_size,
@@ -83,7 +83,9 @@ pub fn plan(config: &AdaptConfig, search: &Search, progress: &dyn Progress) -> R
 /// The training with crops of another size. Images are drawn evenly, which needs no statistics of all labels.
 fn probe(config: &AdaptConfig, source: &Dataset, target: Option<&Dataset>, crop: (usize, usize)) -> Result<Adaptation> {
     let crop = Size { height: crop.0, width: crop.1 };
-    let config = AdaptConfig { crop, rare_class_temperature: 0.0, ..config.clone() };
+    // Two steps are measured, also of a training of one.
+    let iterations = config.iterations.max(2);
+    let config = AdaptConfig { crop, iterations, rare_class_temperature: 0.0, ..config.clone() };
     let header = header(&config, source);
     let batches = Batches::new(&config, &header, source, target, &Silent)?;
     Adaptation::new(&config, source, batches)

@@ -4,7 +4,6 @@ use super::PersonalizeConfig;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, group};
 use crate::diffusion::model::Model;
-use crate::diffusion::sampler::SamplerKind;
 use crate::diffusion::text_to_image::{Request, SamplingSettings};
 use crate::io::images::{self, RgbImage};
 use crate::train::run_dir::RunDir;
@@ -48,7 +47,7 @@ fn generate(model: &Model, config: &PersonalizeConfig, folder: &Path, have: usiz
     let least = config.crop_size.div_ceil(model.vae_config.downsampling());
     let (height, width) = model.latent_size(0, 0)?;
     let settings = SamplingSettings {
-        sampler: SamplerKind::Pndm,
+        sampler: model.usual_sampler()?,
         steps: 50,
         guidance_scale: 7.5,
         negative_prompt: String::new(),

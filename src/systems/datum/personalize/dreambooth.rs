@@ -8,7 +8,6 @@ use crate::base::{Error, Result, Rng};
 use crate::diffusion::denoising::{Denoised, Draws, Timesteps};
 use crate::diffusion::model::Model;
 use crate::diffusion::noise_schedule::NoiseSchedule;
-use crate::diffusion::sampler::SamplerKind;
 use crate::diffusion::text_to_image::{Request, SamplingSettings, TextToImage, to_tensor, token_ids};
 use crate::diffusion::{Component, Lora};
 use crate::io::atomic;
@@ -205,7 +204,7 @@ impl<'a> DreamBooth<'a> {
             prompt => prompt.to_string(),
         };
         let settings = SamplingSettings {
-            sampler: SamplerKind::Pndm,
+            sampler: self.model.usual_sampler()?,
             steps: 25,
             guidance_scale: 7.5,
             negative_prompt: String::new(),
@@ -303,12 +302,12 @@ impl Training for DreamBooth<'_> {
 
     fn after(&mut self, done: u64) -> Result<Metrics> {
         let due = |interval: u64| interval > 0 && done.is_multiple_of(interval);
-        if due(self.config.validation_steps) {
-            self.sample(done)?;
-        }
         // Usable weights of every interval stay; full training states are thinned out.
         if due(self.config.checkpointing_steps) && done < self.config.steps {
             self.export(&self.run.join("checkpoints").join(format!("usable-{done:06}")))?;
+        }
+        if due(self.config.validation_steps) {
+            self.sample(done)?;
         }
         Ok(Metrics::new())
     }

@@ -57,6 +57,7 @@ pub fn run(
         progress,
         sinks: &tensorboard::sinks(run.path().into()),
     };
+    progress.say(&format!("{} steps at a learning rate of {:e}", config.steps, config.learning_rate));
     let mut training = dreambooth::DreamBooth::new(&model, &config, photos, class_images, run.path(), &origin)?;
     stage.train(&mut training)?;
     if run.is_written() {
@@ -66,8 +67,8 @@ pub fn run(
     Ok(run.path().into())
 }
 
-/// DATUM's values for full fine-tuning, diffusers' recipe for LoRA.
-fn with_method_defaults(config: &PersonalizeConfig) -> PersonalizeConfig {
+/// Steps and learning rate where they are 0: DATUM's values for full fine-tuning, those of diffusers' recipe for LoRA.
+pub fn with_method_defaults(config: &PersonalizeConfig) -> PersonalizeConfig {
     let mut config = config.clone();
     let (steps, learning_rate) = match config.method {
         Method::Full => (1000, 5e-6),

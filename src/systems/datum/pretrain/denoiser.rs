@@ -187,7 +187,8 @@ impl Networks<'_> {
 
 /// The label head, if label maps are given; its parameters join the others.
 fn label_head(model: &Model, config: &PretrainConfig, parameters: &mut ParamStore) -> Result<Option<LabelHead>> {
-    let channels = model.unet_config.block_out_channels.last().filter(|_| !config.labels.is_empty());
+    let wanted = !config.labels.is_empty() && config.unet.label_weight != 0.0;
+    let channels = model.unet_config.block_out_channels.last().filter(|_| wanted);
     let Some(&channels) = channels else { return Ok(None) };
     let builder = Builder::random(config.seed);
     let head = LabelHead::new(channels, config.unet.label_classes, &builder.pp("label_head"))?;

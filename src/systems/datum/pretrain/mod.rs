@@ -113,8 +113,8 @@ fn stage<'a>(
 ) -> Result<Stage<'a>> {
     let whole = serde_json::to_value(config).map_err(|e| Error::Usage(e.to_string()))?;
     let mut identity: BTreeMap<String, serde_json::Value> = BTreeMap::new();
-    let own: &[&str] = if folder == "vae" { &["vae"] } else { &["unet", "labels"] };
-    for key in ["seed", "size", "base"].iter().chain(own) {
+    let own: &[&str] = if folder == "vae" { &["vae"] } else { &["unet", "captions", "template", "labels"] };
+    for key in ["seed", "size", "base", "images", "flip"].iter().chain(own) {
         identity.insert((*key).into(), whole[*key].clone());
     }
     identity.insert("vae.base".into(), whole["vae"]["base"].clone());

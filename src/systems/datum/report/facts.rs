@@ -35,14 +35,18 @@ pub fn state(run: &Run) -> String {
     let reached = match run.verb {
         Some(Verb::Generate | Verb::RenderStreet) => made,
         _ if !run.seeds.is_empty() => format!("{seeds} of {} seeds", run.asked_seeds.max(run.seeds.len())),
-        _ if steps.is_empty() => "before the first step".into(),
+        Some(verb) if verb.is_training() && steps.is_empty() => "before the first step".into(),
         _ => steps,
     };
-    format!("not finished ({reached})")
+    let state = if run.verb.is_some() { "not finished" } else { "unknown" };
+    if reached.is_empty() { state.into() } else { format!("{state} ({reached})") }
 }
 
 /// The page's first sentence about one run.
 pub fn lead(run: &Run) -> String {
+    if run.verb.is_none() {
+        return "Which command made this run is unknown, and whether it is finished. The page shows what is there.".into();
+    }
     if !run.is_finished() {
         return format!("This run is {}. The page shows what is there; `datum report` brings it up to date.", state(run));
     }
@@ -130,7 +134,9 @@ fn again(run: &Run) -> Markup {
     let seeds: Vec<String> = run.seeds.iter().map(|(seed, _)| seed.to_string()).collect();
     let seeds = if seeds.is_empty() { String::new() } else { format!(" --seeds {}", seeds.join(",")) };
     let recipe = run.path.join("recipe.toml");
-    html! { p.note { "The same again: " code { (verb.command()) " --recipe " (recipe.display()) (seeds) " --output NEW" } } }
+    // Recipes hold no pictures to draw masks of.
+    let command = verb.command() + if verb == Verb::Masks { " IMAGES" } else { "" };
+    html! { p.note { "The same again: " code { (command) " --recipe " (recipe.display()) (seeds) " --output NEW" } } }
 }
 
 /// A first column, then one for each run; the first of several is the baseline.

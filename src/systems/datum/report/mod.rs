@@ -28,7 +28,7 @@ pub use crate::train::run_dir::REPORT_FILE as FILE;
 /// The page of several runs, in the folder of the first.
 pub const COMPARISON: &str = "comparison.html";
 
-/// A page that was written.
+/// A page that was written, or is there already.
 #[derive(Debug, Clone)]
 pub struct Written {
     /// The file.
@@ -40,10 +40,10 @@ pub struct Written {
 }
 
 /// Writes the page of `runs` (one or more) to `output`, or to [`FILE`] or [`COMPARISON`] in the folder of the first. Of several,
-/// `baseline` (else the first) is what the others are compared with.
+/// `baseline` (else the first) is what the others are compared with. A demo keeps the page that it wrote itself.
 ///
 /// # Errors
-/// A folder that is no run; a page that cannot be written.
+/// A folder that is no run; a page that cannot be written; a demo among other runs, or one without its page.
 pub fn write(runs: &[PathBuf], baseline: Option<&Path>, output: Option<&Path>) -> Result<Written> {
     let mut paths: Vec<&Path> = Vec::new();
     let same = |a: &Path, b: &Path| a == b || a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
@@ -53,6 +53,9 @@ pub fn write(runs: &[PathBuf], baseline: Option<&Path>, output: Option<&Path>) -
         }
     }
     let mut read = paths.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
+    if let Some(demo) = read.iter().find(|run| run.verb == Some(Verb::Demo)) {
+        return page_of_demo(demo, read.len() == 1 && output.is_none());
+    }
     tell_apart(&mut read);
     let folder = runs.first().map_or(Path::new("."), PathBuf::as_path);
     let path = match output {
@@ -62,6 +65,23 @@ pub fn write(runs: &[PathBuf], baseline: Option<&Path>, output: Option<&Path>) -
     let text = page(&read).render();
     atomic::write(&path, text.as_bytes())?;
     Ok(Written { path, bytes: text.len(), runs: paths.into_iter().map(PathBuf::from).collect() })
+}
+
+/// The page that a demo wrote about the runs in it; ours about the demo's own folder would hold next to nothing. `asked` is false
+/// for what that page cannot serve.
+fn page_of_demo(demo: &Run, asked: bool) -> Result<Written> {
+    let (folder, page) = (demo.path.display(), demo.path.join(FILE));
+    let inside = format!("name the runs in it, e.g. {}", demo.path.join("source-only").display());
+    if !demo.is_finished() {
+        let next = format!("run the demo again with `--output {folder}`, which goes on and writes its page, or {inside}");
+        return Err(Error::Usage(format!("{folder} is a demo that is not finished\n  next: {next}")));
+    }
+    if !asked {
+        let next = format!("open {}, or {inside}", page.display());
+        return Err(Error::Usage(format!("{folder} is a demo, which has its own page of the runs in it\n  next: {next}")));
+    }
+    let bytes = std::fs::metadata(&page).map_err(|e| Error::io(&page, e))?.len();
+    Ok(Written { path: page, bytes: bytes as usize, runs: vec![demo.path.clone()] })
 }
 
 /// Writes the page of a run anew, and those of its seeds.
@@ -138,14 +158,14 @@ fn run_notes(run: &Run, several: bool) -> Vec<String> {
 }
 
 fn heading(runs: &[Run]) -> (String, String, Markup) {
-    let words = |run: &Run| run.verb.map_or("run", Verb::words);
     if let [run] = runs {
         let lead = html! { (facts::lead(run)) };
-        return (run.name.clone(), format!("datum {}", words(run)), lead);
+        return (run.name.clone(), run.verb.map_or("datum run".into(), Verb::command), lead);
     }
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let (baseline, others) = (names[0], names[1..].join(", "));
-    let unfinished: Vec<&str> = runs.iter().filter(|run| !run.is_finished()).map(|run| run.name.as_str()).collect();
+    let unfinished = runs.iter().filter(|run| run.verb.is_some() && !run.is_finished());
+    let unfinished: Vec<&str> = unfinished.map(|run| run.name.as_str()).collect();
     let lead = html! {
         (others) " compared with the baseline " (baseline) "."
         @for change in changes(runs) { " " (change) }

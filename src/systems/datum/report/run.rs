@@ -28,7 +28,22 @@ pub enum Verb {
     RenderStreet,
     /// `clouds train`
     Train,
+    /// `clouds pretrain`
+    ClipPretrain,
+    /// `clouds prompts`
+    Prompts,
+    /// `clouds refine`
+    Refine,
+    /// `clouds masks`
+    Masks,
+    /// `datum demo` or `clouds demo`
+    Demo,
 }
+
+/// What `clouds pretrain` ends with, in the layout of open_clip.
+const CLIP_WEIGHTS: &str = "clip/open_clip_model.safetensors";
+/// What demos end with; they write their page before it.
+const DEMO_RESULT: &str = "result.json";
 
 /// One record of `log.jsonl`.
 #[derive(Debug, Clone)]
@@ -78,21 +93,31 @@ pub struct Run {
 
 impl Verb {
     /// The words of the command line.
-    pub fn words(self) -> &'static str {
+    fn words(self) -> &'static str {
         match self {
-            Self::Pretrain => "pretrain",
+            Self::Pretrain | Self::ClipPretrain => "pretrain",
             Self::Personalize => "personalize",
             Self::Generate => "generate",
             Self::Adapt => "adapt",
             Self::RenderStreet => "dataset render-street",
             Self::Train => "train",
+            Self::Prompts => "prompts",
+            Self::Refine => "refine",
+            Self::Masks => "masks",
+            Self::Demo => "demo",
         }
     }
 
     /// The program and the words.
     pub fn command(self) -> String {
-        let program = if self == Self::Train { "clouds" } else { "datum" };
+        let is_clouds = matches!(self, Self::Train | Self::ClipPretrain | Self::Prompts | Self::Refine | Self::Masks);
+        let program = if is_clouds { "clouds" } else { "datum" };
         format!("{program} {}", self.words())
+    }
+
+    /// True if it learns in steps, which leave curves.
+    pub fn is_training(self) -> bool {
+        matches!(self, Self::Pretrain | Self::Personalize | Self::Adapt | Self::Train | Self::ClipPretrain)
     }
 
     /// Told by keys that only its recipe has.
@@ -104,6 +129,11 @@ impl Verb {
             ("strategy", Self::Adapt),
             ("look", Self::RenderStreet),
             ("teacher.period", Self::Train),
+            ("model.text_width", Self::ClipPretrain),
+            ("near_duplicate", Self::Prompts),
+            ("keep_unassigned", Self::Refine),
+            ("automatic", Self::Masks),
+            ("start_iterations", Self::Demo),
         ];
         keys.into_iter().find(|(key, _)| recipe.has(key)).map(|(_, verb)| verb)
     }
@@ -217,7 +247,7 @@ impl Run {
     }
 
     fn read_curves(&mut self) {
-        if !self.seeds.is_empty() || matches!(self.verb, Some(Verb::Generate | Verb::RenderStreet)) {
+        if !self.seeds.is_empty() || self.verb.is_some_and(|verb| !verb.is_training()) {
             return;
         }
         let files = std::fs::read_dir(&self.path).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -234,7 +264,7 @@ impl Run {
                 Err(error) => self.notes.push(format!("Curves: {}", one_line(&error))),
             }
         }
-        if names.is_empty() {
+        if names.is_empty() && self.verb.is_some() {
             self.notes.push("Curves: there is no metrics.jsonl; the training has not begun.".into());
         }
     }
@@ -268,7 +298,7 @@ impl Run {
         self.scores = scores;
     }
 
-    /// True if the result of the run is there.
+    /// True if the result of the run is there; of a run of unknown kind nobody knows.
     pub fn is_finished(&self) -> bool {
         let has = |name: &str| self.path.join(name).exists();
         match self.verb {
@@ -279,7 +309,10 @@ impl Run {
             }
             Some(Verb::Adapt | Verb::Train) => has(segmenter_file::FILE),
             Some(Verb::Generate | Verb::RenderStreet) => self.items.len() as u64 >= self.wanted_items(),
-            None => true,
+            Some(Verb::ClipPretrain) => has(CLIP_WEIGHTS),
+            Some(Verb::Prompts | Verb::Refine | Verb::Masks) => self.stages.last().is_some_and(|stage| stage.ok),
+            Some(Verb::Demo) => has(DEMO_RESULT) && has(super::FILE),
+            None => false,
         }
     }
 
