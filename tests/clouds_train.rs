@@ -282,6 +282,11 @@ fn a_resumed_joint_training_ends_with_the_same_bits() {
     assert!(
         teacher != weight(&whole.join("segmenter.safetensors")) && teacher != weight(&folder.join("warm/segmenter.safetensors"))
     );
+    // With another picture every draw would be another.
+    let pictures = std::fs::read_dir(folder.join("dusk/images")).unwrap().next().unwrap().unwrap().path();
+    std::fs::copy(&pictures, folder.join("dusk/images/more.png")).unwrap();
+    let error = run_with(&config, Some(Box::new(Columns)), &dir, Some(&Resume::Latest), &nowhere(), &Silent).unwrap_err();
+    assert!(error.exit_code() == 3 && error.to_string().contains("`pictures.generated` was "), "{error}");
 }
 
 #[test]

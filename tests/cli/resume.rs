@@ -141,6 +141,18 @@ fn ctrl_c_saves_and_ends_with_130() {
 }
 
 #[test]
+fn a_training_does_not_go_on_with_other_pictures() {
+    let sandbox = Sandbox::new();
+    let line = format!("{ADAPT} --strategy source-only --iterations 2 --set checkpointing_steps=1 --output out");
+    sandbox.ok(&line);
+    let picture = sandbox.read("set/images/p0.png");
+    sandbox.write("set/images/p7.png", &picture);
+    let label = sandbox.read("set/labels/p0.png");
+    sandbox.write("set/labels/p7.png", &label);
+    sandbox.fails(&format!("{line} --resume latest"), 3, &["`pictures.source` was \"4 pictures (", "now \"5 pictures ("]);
+}
+
+#[test]
 fn a_run_folder_belongs_to_one_process() {
     let sandbox = Sandbox::new();
     let line = format!("{PERSONALIZE} --method lora --steps 4000 --set checkpointing_steps=0");

@@ -256,3 +256,13 @@ fn read_captions(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     }
     Ok(captions)
 }
+/// The number of pictures and a fingerprint of their names in order. Trainings draw pictures by their numbers: one more or less changes
+/// all draws, and a run must not go on with others.
+pub fn listed<'a>(files: impl Iterator<Item = &'a PathBuf>) -> String {
+    let (mut count, mut hasher) = (0, blake3::Hasher::new());
+    for file in files {
+        count += 1;
+        hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes()).update(b"\n");
+    }
+    format!("{count} pictures ({})", &hasher.finalize().to_hex()[..8])
+}

@@ -10,6 +10,7 @@ use crate::data::{Dataset, Loader, Normalize, Sample, resize};
 use crate::io::images::{self, RgbImage};
 use crate::labels::LabelMap;
 use crate::models::clip;
+use crate::systems::shared::photos::listed;
 use crate::systems::shared::segmenter_file::normalize;
 use candle_core::{Device, Tensor};
 use std::path::PathBuf;
@@ -70,6 +71,12 @@ impl Batches {
         let all = &self.0.generated;
         let count = count.min(all.len());
         (0..count).map(|i| all[(2 * i + 1) * all.len() / (2 * count)].picture.clone()).collect()
+    }
+
+    /// Which pictures there are, for the identity of checkpoints.
+    pub fn pictures(&self) -> serde_json::Value {
+        let source = listed(self.0.samples.iter().map(|sample| &sample.image));
+        serde_json::json!({ "source": source, "generated": listed(self.0.generated.iter().map(|generated| &generated.picture)) })
     }
 
     /// Batches of the steps from `first` on, prepared ahead.

@@ -86,6 +86,8 @@ pub fn run_with(
         });
     }
     run.log("data", used(&source, &batches))?;
+    let mut identity = stage::identity(config, &FREE)?;
+    identity.insert("pictures".into(), batches.pictures());
     let mut training = CloudsTraining::new(config, &network, batches, refiner)?;
     let wanted = Wanted {
         dataset: &config.validation,
@@ -104,7 +106,7 @@ pub fn run_with(
         steps: config.steps(),
         checkpointing_steps: config.checkpointing_steps,
         keep: 1,
-        identity: stage::identity(config, &FREE)?,
+        identity,
         resume,
         progress,
         sinks: &tensorboard::sinks(run.path().into()),

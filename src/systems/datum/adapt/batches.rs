@@ -9,6 +9,7 @@ use crate::data::transforms::{Example, Item, keep_ratio_size};
 use crate::data::{Batch, Dataset, Loader, Normalize, Pipeline, Sample};
 use crate::io::images;
 use crate::systems::datum::config::AdaptConfig;
+use crate::systems::shared::photos::listed;
 use crate::systems::shared::segmenter_file::{Header, normalize};
 use crate::systems::shared::size::frame;
 use crate::uda::StepBatch;
@@ -124,6 +125,12 @@ impl Batches {
         let rare = rare_classes(config, &source, progress)?;
         let (fourier, seed, batch_size) = (config.fourier, config.seed, config.batch_size as u64);
         Ok(Self(Arc::new(Inner { source, target, rare, fourier, seed, batch_size })))
+    }
+
+    /// Which pictures there are, for the identity of checkpoints.
+    pub fn pictures(&self) -> serde_json::Value {
+        let listed = |pictures: &Pictures| listed(pictures.samples.iter().map(|sample| &sample.image));
+        serde_json::json!({ "source": listed(&self.0.source), "target": self.0.target.as_ref().map(listed) })
     }
 
     /// Batches of the steps from `first` on, prepared ahead.

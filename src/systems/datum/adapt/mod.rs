@@ -45,6 +45,8 @@ pub fn run(
     let header = header(config, &source);
     check_network(config, &source)?;
     let batches = Batches::new(config, &header, &source, target.as_ref(), progress)?;
+    let mut identity = stage::identity(config, &FREE)?;
+    identity.insert("pictures".into(), batches.pictures());
     let mut training = Adaptation::new(config, &source, batches)?;
     run.log("data", used(&source, target.as_ref(), config)?)?;
     let wanted = Wanted {
@@ -61,7 +63,7 @@ pub fn run(
         steps: config.iterations,
         checkpointing_steps: config.checkpointing_steps,
         keep: 1,
-        identity: stage::identity(config, &FREE)?,
+        identity,
         resume,
         progress,
         sinks: &tensorboard::sinks(run.path().into()),
