@@ -3,8 +3,6 @@
 use super::clip::{self, PREFIX, Points};
 use super::{Renamed, TensorSource};
 use crate::base::{Error, Result};
-use candle_core::{Device, Tensor};
-use std::collections::BTreeMap;
 
 /// How a checkpoint's head names the class of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,29 +45,6 @@ pub fn network(source: Box<dyn TensorSource>) -> Result<Points<Renamed<Box<dyn T
     Ok(Points(Renamed::new(source, move |name| {
         (!is_unused(name, with_void)).then(|| name.replace(".static_query.", ".query_feat."))
     })))
-}
-
-/// The text tower of a checkpoint under open_clip's names.
-///
-/// # Errors
-/// A file without one.
-pub fn text_tower(source: &dyn TensorSource) -> Result<BTreeMap<String, Tensor>> {
-    let names: Vec<String> = source.shapes().into_keys().collect();
-    let mut tensors = BTreeMap::new();
-    for name in &names {
-        if let Some(ours) = name.strip_prefix(PREFIX).filter(|name| clip::is_text(name)) {
-            tensors.insert(ours.to_string(), source.load(name, &Device::Cpu)?);
-        }
-    }
-    if tensors.contains_key("token_embedding.weight") {
-        return Ok(tensors);
-    }
-    Err(Error::data(
-        source.origin(),
-        format!("the text tower (`{PREFIX}token_embedding.weight`, …) that a head needs which compares with class names"),
-        super::sample(&names),
-        "give the whole checkpoint",
-    ))
 }
 
 fn is_unused(name: &str, with_void: bool) -> bool {

@@ -17,6 +17,7 @@ use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Named tensors that are read one by one, so that a file is never held twice in memory.
 pub trait TensorSource: Send + Sync {
@@ -93,6 +94,19 @@ impl<S: TensorSource> TensorSource for Renamed<S> {
     fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
         let theirs = self.names.get(name).ok_or_else(|| Error::Usage(format!("no tensor named `{name}`")))?;
         self.source.load(theirs, device)
+    }
+}
+
+/// For readers of different parts of one file.
+impl TensorSource for Arc<dyn TensorSource> {
+    fn origin(&self) -> String {
+        (**self).origin()
+    }
+    fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        (**self).shapes()
+    }
+    fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+        (**self).load(name, device)
     }
 }
 

@@ -3,8 +3,8 @@
 use super::segmenter_file::{Header, Model};
 use crate::base::{Error, Result};
 use crate::data::classes_of;
-use crate::io::weights::TensorSource;
 use crate::io::weights::clouds::{self, Classifier};
+use crate::io::weights::{TensorSource, clip};
 use crate::models::clip::{
     ConvNextConfig, ModifiedResNetConfig, STREET_CLASSES, TextTower, TextTowerConfig, VisualConfig, class_prompts,
     class_token_ids, class_vectors,
@@ -14,6 +14,7 @@ use crate::models::stable_diffusion::config::TextActivation;
 use crate::nn::{Builder, Init};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Short side of photos in the published evaluation.
 pub const SHORT_SIDE: usize = 1024;
@@ -56,8 +57,9 @@ pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSour
         Classifier::Linear(found) => return Err(wrong(format!("{found} classes"))),
         Classifier::Text(width) => Some(width),
     };
-    let tower = text_width.map(|_| clouds::text_tower(&*source)).transpose()?;
-    let network = clouds::network(source)?;
+    let source: Arc<dyn TensorSource> = source.into();
+    let tower = text_width.map(|_| clip::text(Box::new(source.clone()))).transpose()?;
+    let network = clouds::network(Box::new(source))?;
     let Some(mut config) = config(&network.shapes(), classes.len()) else {
         return Err(wrong("a file without some of its parts".into()));
     };
@@ -91,9 +93,10 @@ pub fn text_classes(width: usize, builder: &Builder) -> Result<TextClasses> {
 ///
 /// # Shapes
 /// → (S, D)
-fn name_vectors(tower: BTreeMap<String, Tensor>, network: &Mask2FormerConfig) -> Result<Option<Tensor>> {
-    let side = |name: &str, axis: usize| tower.get(name).and_then(|tensor| tensor.dims().get(axis).copied());
-    let layers = (0..).take_while(|i| tower.contains_key(&format!("transformer.resblocks.{i}.ln_1.weight"))).count();
+fn name_vectors(tower: impl TensorSource + 'static, network: &Mask2FormerConfig) -> Result<Option<Tensor>> {
+    let shapes = tower.shapes();
+    let side = |name: &str, axis: usize| shapes.get(name).and_then(|shape| shape.get(axis).copied());
+    let layers = (0..).take_while(|i| shapes.contains_key(&format!("transformer.resblocks.{i}.ln_1.weight"))).count();
     let sizes = (
         side("token_embedding.weight", 0),
         side("token_embedding.weight", 1),
