@@ -6,7 +6,7 @@ mod fill;
 
 use candle_core::{DType, Device, Tensor};
 use datum::models::clip::{ConvNextConfig, ModifiedResNetConfig, VisualConfig};
-use datum::models::mask2former::{HeadConfig, Mask2Former, Mask2FormerConfig, TextClasses};
+use datum::models::mask2former::{HeadConfig, Mask2Former, Mask2FormerConfig, TextClasses, TextHead};
 use datum::models::segmenter::{EncoderDecoder, Segmenter, SegmenterConfig};
 use datum::models::stable_diffusion::config::PerLevel;
 use datum::models::stable_diffusion::{TextConfig, TextEncoder, UNet, UNetConfig, Vae, VaeConfig};
@@ -167,11 +167,11 @@ fn mask2former() {
             // Later masks depend on where earlier ones are above 0, so that a bit changes them.
             decoder_layers: 1,
             decoder_hidden: 80,
-            text_width: text,
+            text: text.map(|width| TextHead { width, synonyms: vec![1; 19] }),
             ..Default::default()
         };
         let config = Mask2FormerConfig { backbone, freeze_backbone: false, head };
-        let classes = TextClasses::new(image("vectors", &[19, 24]), vec![1; 19]);
+        let classes = TextClasses::new(image("vectors", &[19, 24]), vec![1; 19], image("void", &[1, 24]));
         check(&format!("{config:?}"), MASKED, |builder| {
             let network = Mask2Former::new(&config, builder).unwrap();
             let features = network.features(&image("image", &[2, 3, 64, 96]), &Pass::eval()).unwrap();

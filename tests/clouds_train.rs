@@ -9,11 +9,13 @@ use datum::eval::Inference;
 use datum::io::images::RgbImage;
 use datum::io::weights::{SafetensorsFile, TensorSource};
 use datum::labels::LabelMap;
+use datum::models::clip::{Clip, ClipConfig, ConvNextConfig, STREET_CLASSES, TextTowerConfig, VisualConfig};
 use datum::nn::{Builder, Init};
 use datum::systems::clouds::automatic_masks::{Annotation, AutomaticMasksConfig};
 use datum::systems::clouds::refine::{MaskProposer, RegionPrompt};
-use datum::systems::clouds::train::config::{Part, TrainConfig};
+use datum::systems::clouds::train::config::{ClassHead, Part, TrainConfig};
 use datum::systems::clouds::train::{ColorJitter, crop_offsets, groups, nearest, run, run_with, scaled_size};
+use datum::systems::shared::published::name_vectors;
 use datum::systems::shared::segmenter_file::Segmenter;
 use datum::train::Gradients;
 use datum::train::checkpoint::Resume;
@@ -287,6 +289,69 @@ fn a_resumed_joint_training_ends_with_the_same_bits() {
     std::fs::copy(&pictures, folder.join("dusk/images/more.png")).unwrap();
     let error = run_with(&config, Some(Box::new(Columns)), &dir, Some(&Resume::Latest), &nowhere(), &Silent).unwrap_err();
     assert!(error.exit_code() == 3 && error.to_string().contains("`pictures.generated` was "), "{error}");
+}
+
+/// A CLIP with the image tower of [`TINY`] and a text tower of the usual vocabulary.
+fn tiny_clip(path: &Path) {
+    let visual = VisualConfig::ConvNext(ConvNextConfig { depths: [1; 4], widths: [8, 12, 16, 20], drop_path: 0.0 });
+    let text = TextTowerConfig { width: 8, heads: 1, layers: 1, embedding: 24, ..TextTowerConfig::default() };
+    let builder = Builder::random(6);
+    Clip::new(&ClipConfig { visual, text }, &builder).unwrap();
+    datum::io::weights::save(path, &builder.finish().unwrap().tensors(), &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn a_head_that_compares_with_class_names_is_trained_resumed_and_used() {
+    let folder = streets();
+    let folder = folder.path();
+    let clip = folder.join("clip.safetensors");
+    tiny_clip(&clip);
+    let text = |stage, steps| {
+        let mut config = config(folder, stage, steps);
+        config.model.class_head = ClassHead::Text;
+        config
+    };
+    let start = TrainConfig { backbone_weights: clip.display().to_string(), ..text(Part::Warmup, 2) };
+    let warm = {
+        let dir = RunDir::create(Some(&folder.join("warm")), folder, "train").unwrap();
+        run(&start, &dir, None, &nowhere(), &Silent).unwrap()
+    };
+    let (whole, copy) = (folder.join("joint"), folder.join("copy"));
+    let joint = text(Part::Joint, 5);
+    let train = |dir: &RunDir, resume: Option<&Resume>, progress: &dyn Progress| {
+        run_with(&joint, Some(Box::new(Columns)), dir, resume, &nowhere(), progress).unwrap()
+    };
+    let dir = RunDir::create(Some(&whole), folder, "train").unwrap();
+    dir.write_recipe("").unwrap();
+    let file = train(&dir, None, &CopyAt { step: 3, from: whole.clone(), to: copy.clone() });
+    let resumed = train(&RunDir::open(&copy).unwrap(), Some(&Resume::Latest), &Silent);
+    assert!(std::fs::read(&file).unwrap() == std::fs::read(&resumed).unwrap());
+    // The vectors of the names stay what the text tower says; that of "no object" and the scale of cosines learn.
+    let tensor = |path: &Path, name: &str| -> Vec<f32> {
+        SafetensorsFile::open(path).unwrap().load(name, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let source = datum::io::weights::clip::text(datum::io::weights::open(&clip).unwrap()).unwrap();
+    let visual = start.backbone().unwrap();
+    let names = STREET_CLASSES.concat();
+    let vectors = name_vectors(source, &visual, &names).unwrap().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(vectors.len(), 60 * 24);
+    assert!([&warm, &file].into_iter().all(|path| tensor(path, "class_vectors") == vectors));
+    for name in ["void_embedding.weight", "sem_seg_head.predictor.logit_scale"] {
+        assert_ne!(tensor(&warm, name), tensor(&file, name), "{name}");
+    }
+    let segmenter = Segmenter::open(&file).unwrap();
+    let scores = segmenter.scores(&Tensor::zeros((1, 3, 64, 96), DType::F32, &Device::Cpu).unwrap()).unwrap();
+    assert_eq!(scores.dims(), [1, 19, 64, 96]);
+
+    let error = |config: &TrainConfig| run(config, &dir, None, &nowhere(), &Silent).unwrap_err().to_string();
+    let nameless = error(&text(Part::Warmup, 2));
+    assert!(nameless.contains("a text tower must read") && nameless.contains("--backbone-weights FILE"), "{nameless}");
+    let mixed = error(&TrainConfig { model: config(folder, Part::Joint, 2).model, ..joint.clone() });
+    assert!(mixed.contains("\"synonyms\":[2,2,6"), "{mixed}");
+    std::fs::rename(folder.join("warm"), folder.join("warm-text")).unwrap();
+    self::warm(folder);
+    let linear = error(&joint);
+    assert!(linear.contains("compares with class names") && linear.contains("set model.class_head to linear"), "{linear}");
 }
 
 #[test]

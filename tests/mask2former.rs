@@ -13,9 +13,9 @@ use datum::labels::LabelMap;
 use datum::models::clip::{ConvNextConfig, TextTower, TextTowerConfig, VisualConfig};
 use datum::models::mask2former::{
     Criterion, CriterionConfig, HeadConfig, Mask2Former, Mask2FormerConfig, Mask2FormerHead, Prediction, Target, TextClasses,
-    assign, is_decayed, semantic_scores,
+    TextHead, VOID, assign, is_decayed, semantic_scores,
 };
-use datum::nn::{self, Builder, ParamStore, Pass, deformable_attention, sample_masks, sample_points};
+use datum::nn::{self, Builder, Init, ParamStore, Pass, deformable_attention, sample_masks, sample_points};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -145,17 +145,25 @@ fn head_config(text: bool) -> HeadConfig {
         encoder_hidden: 96,
         decoder_layers: 4,
         decoder_hidden: 80,
-        text_width: text.then_some(24),
+        num_classes: if text { 3 } else { 19 },
+        text: text.then(|| TextHead { width: 24, synonyms: vec![2, 1, 2] }),
         ..Default::default()
     }
 }
 
-fn small_head(text: bool) -> (Mask2FormerHead, ParamStore) {
+/// With "no object" under the text classifier's classes.
+fn small_head(text: bool) -> (Mask2FormerHead, ParamStore, Option<TextClasses>) {
     let builder = Builder::random(0);
     let head = Mask2FormerHead::new(&head_config(text), [12, 16, 24, 32], &builder).unwrap();
+    let classes = text.then(|| {
+        let void = builder.pp(VOID).get(&[1, 24], "weight", Init::Normal { std: 1.0 }).unwrap();
+        let vectors = fill::image("text", &[5, 24]);
+        let lengths = vectors.sqr().unwrap().sum_keepdim(1).unwrap().sqrt().unwrap();
+        TextClasses::new(vectors.broadcast_div(&lengths).unwrap(), vec![2, 1, 2], void)
+    });
     let store = builder.finish().unwrap();
     fill::fill_store(&store, "");
-    (head, store)
+    (head, store, classes)
 }
 
 fn small_features(batch: usize) -> Vec<Tensor> {
@@ -163,17 +171,10 @@ fn small_features(batch: usize) -> Vec<Tensor> {
     [("res2", 12, 4), ("res3", 16, 8), ("res4", 24, 16), ("res5", 32, 32)].map(level).to_vec()
 }
 
-fn text_classes() -> TextClasses {
-    let vectors = fill::image("text", &[5, 24]);
-    let lengths = vectors.sqr().unwrap().sum_keepdim(1).unwrap().sqrt().unwrap();
-    TextClasses::new(vectors.broadcast_div(&lengths).unwrap(), vec![2, 1, 2])
-}
-
 fn check_head(text: bool) {
     let (file, case) = (golden(), if text { "text" } else { "linear" });
-    let (head, store) = small_head(text);
-    let classes = text_classes();
-    let predictions = nn::recording(|| head.forward(&small_features(2), text.then_some(&classes))).unwrap();
+    let (head, store, classes) = small_head(text);
+    let predictions = nn::recording(|| head.forward(&small_features(2), classes.as_ref())).unwrap();
     assert_eq!(predictions.len(), 5);
     let expected = |name: &str| -> Vec<f32> { get(&file, &format!("{case}/{name}")).to_vec1().unwrap() };
     let mut total = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -208,14 +209,14 @@ fn the_head_with_a_linear_classifier_is_the_published_one() {
 #[test]
 fn the_head_with_a_text_classifier_is_the_published_one() {
     check_head(true);
-    let (head, _) = small_head(true);
+    let (head, ..) = small_head(true);
     let error = head.forward(&small_features(1), None).unwrap_err().to_string();
     assert!(error.contains("vectors of class names"), "{error}");
 }
 
 #[test]
 fn a_batch_gives_what_its_images_give() {
-    let (head, _) = small_head(false);
+    let (head, ..) = small_head(false);
     let features = small_features(2);
     let together = head.forward(&features, None).unwrap().pop().unwrap();
     for i in 0..2 {
@@ -382,8 +383,12 @@ fn published_heads_are_read_without_rest() {
         let expected = text_width.map_or(clouds::Classifier::Linear(19), clouds::Classifier::Text);
         assert_eq!(clouds::classifier(&*source()).unwrap(), expected);
         let builder = Builder::from_source(clouds::network(source()).unwrap(), 0);
-        let config = HeadConfig { text_width, ..Default::default() };
+        let text = text_width.map(|width| TextHead { width, synonyms: vec![1; 19] });
+        let config = HeadConfig { text, ..Default::default() };
         Mask2FormerHead::new(&config, [192, 384, 768, 1536], &builder).unwrap();
+        if text_width.is_some() {
+            builder.pp(VOID).get(&[1, 768], "weight", Init::Normal { std: 1.0 }).unwrap();
+        }
         builder.finish().unwrap();
     }
 }

@@ -137,8 +137,7 @@ fn open(config: &GenerateConfig, run: &RunArgs) -> Result<(RunDir, PathBuf)> {
         (Some(output), "") => Ok((open_or_create(output)?, output.clone())),
         (Some(output), shard) => {
             let shard: Shard = shard.parse()?;
-            let own = output.join("shards").join(format!("{}-of-{}", shard.index, shard.count));
-            Ok((open_or_create(&own)?, output.clone()))
+            Ok((open_or_create(&shard.folder(output))?, output.clone()))
         }
     }
 }

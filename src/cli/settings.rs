@@ -32,6 +32,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano-things", include_str!("../../recipes/nano-things.toml")),
     ("nano-things-2", include_str!("../../recipes/nano-things-2.toml")),
+    ("nano-things-3", include_str!("../../recipes/nano-things-3.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
     ("demo", include_str!("../../recipes/demo.toml")),
     ("demo-fast", include_str!("../../recipes/demo-fast.toml")),
@@ -220,7 +221,7 @@ mod tests {
                     "generate" => drop(resolved::<GenerateConfig>(verb, name)),
                     "adapt" => resolved::<AdaptConfig>(verb, name).validate().unwrap(),
                     "prompts" => resolved::<PromptsConfig>(verb, name).validate().unwrap(),
-                    "train" => drop(resolved::<TrainConfig>(verb, name).network(19).unwrap()),
+                    "train" => drop(resolved::<TrainConfig>(verb, name).network(19, None).unwrap()),
                     "render-street" => drop(resolved::<StreetSet>(verb, name)),
                     "demo" => drop(resolved::<crate::cli::demo::runner::DemoConfig>(verb, name)),
                     "extends" => {}

@@ -21,6 +21,9 @@ pub struct GenerationFacts {
     pub negative_prompt: String,
     /// Seed of this very image.
     pub seed: u64,
+    /// Seeds before it that gave a blank picture.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub redraws: u32,
     /// Sampling steps.
     pub steps: usize,
     /// Weight of the prompt.
@@ -36,6 +39,10 @@ pub struct GenerationFacts {
     /// What took the place of noise from the seed: hashes of given latents and of the initial photo; empty for nothing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub start: String,
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 /// Digits of the hashes in [`GenerationFacts::start`].
@@ -239,6 +246,7 @@ pub(crate) mod tests {
 
     pub(crate) fn facts(index: u64) -> GenerationFacts {
         GenerationFacts {
+            redraws: 0,
             index,
             prompt: "a photo of sks cars, \"quoted\": naïve".into(),
             negative_prompt: String::new(),

@@ -12,6 +12,8 @@ const STREETS: &str = include_str!("../../prompts/street-grammar.toml");
 const NANO: (&str, &str) = ("nano", include_str!("../../prompts/nano-grammar.toml"));
 /// Holes within holes, at most.
 const MAX_DEPTH: usize = 16;
+/// Characters of the longest sentence that rules may make.
+const MAX_LENGTH: usize = 4096;
 /// Sentences drawn for one of the right length.
 const MAX_DRAWS: usize = 20;
 
@@ -76,6 +78,10 @@ impl Grammar {
                 self.check_text(text, class)?;
             }
             self.check_text("{prompt}", class)?;
+            let longest = self.longest("prompt", class, &mut BTreeMap::new());
+            if longest > MAX_LENGTH {
+                return Err(format!("rules that make sentences of up to {longest} characters, more than {MAX_LENGTH}"));
+            }
         }
         Ok(())
     }
@@ -97,6 +103,21 @@ impl Grammar {
             level = next;
         }
         Err(format!("rules that lead back to themselves, or are nested deeper than {MAX_DEPTH}"))
+    }
+
+    /// Characters of the longest sentence by the rule `name`, at most. Rules have to end ([`Self::check_text`]).
+    fn longest<'a>(&'a self, name: &'a str, class: &'a Class, known: &mut BTreeMap<&'a str, usize>) -> usize {
+        if let Some(length) = known.get(name) {
+            return *length;
+        }
+        let mut longest = 0;
+        for text in self.alternatives(name, class).unwrap_or_default() {
+            let inner = holes(text).unwrap_or_default();
+            let inner = inner.into_iter().map(|hole| self.longest(hole, class, known));
+            longest = longest.max(inner.fold(text.len(), usize::saturating_add));
+        }
+        known.insert(name, longest);
+        longest
     }
 
     fn alternatives<'a>(&'a self, name: &str, class: &'a Class) -> Option<&'a [String]> {
@@ -206,6 +227,8 @@ mod tests {
 
     #[test]
     fn broken_grammars_are_named() {
+        // Four holes in each of ten rules: a million words.
+        let nested: String = (0..9).map(|i| format!("a{i} = [\"{}\"]\n", format!("{{a{}}}", i + 1).repeat(4))).collect();
         for (from, to, part) in [
             ("a {color} car", "a {colour} car", "`{colour}` without a rule"),
             ("[\"orange\"]", "[\"dark {color}\"]", "lead back to themselves"),
@@ -215,6 +238,7 @@ mod tests {
             ("prompt =", "prompts =", "no rule `prompt`"),
             ("words = [\"car\"]", "words = []", "no words of the class `car`"),
             ("version = 1", "", "version"),
+            ("[\"orange\"]", &format!("[\"{}\"]\n{nested}\na9 = [\"many\"]", "{a0}{a0}{a0}{a0}"), "sentences of up to"),
         ] {
             let error = open(&SMALL.replace(from, to)).unwrap_err();
             assert_eq!(error.exit_code(), 3);

@@ -186,6 +186,11 @@ fn unknown_keys_get_a_suggestion() {
     sandbox.fails("adapt --source wrong.toml --strategy source-only", 3, &["wrong.toml", "`image`", "did you mean `images`"]);
     sandbox.fails(&format!("{PERSONALIZE} --set crop_siz=3"), 2, &["`crop_siz` (`--set`)", "did you mean `crop_size`"]);
     sandbox.fails(&format!("{PERSONALIZE} --set steps"), 2, &["has no `=`"]);
+    sandbox.fails(&PERSONALIZE.replace("--crop-size 32", "--crop-size 1"), 2, &["--crop-size 1", "2x2 pixels"]);
+    let strip = RgbImage { height: 8, width: 40_000, pixels: vec![90; 3 * 8 * 40_000] };
+    write_png(&sandbox.path("photos/strip.png"), &strip, &[]).unwrap();
+    let line = PERSONALIZE.replace("p0.png", "strip.png").replace("--resolution 32", "--resolution 512");
+    sandbox.fails(&line, 3, &["strip.png", "40000x8, which would become 2560000 long", "cut out"]);
     sandbox.fails(&format!("{PERSONALIZE} --set steps=many"), 2, &["`steps`", "many"]);
     let mut command = sandbox.datum(PERSONALIZE);
     outcome(command.env("DATUM_SET_RNAK", "3")).failed("environment", 2, &["environment DATUM_SET_RNAK", "did you mean `rank`"]);

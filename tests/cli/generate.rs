@@ -4,6 +4,7 @@ use super::support::{Sandbox, checked};
 use candle_core::{Device, Tensor};
 use datum::io::images::{self, RgbImage, read_rgb};
 use datum::io::png_text;
+use datum::io::weights::{SafetensorsFile, TensorSource};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -184,6 +185,30 @@ fn given_latents_replace_the_noise() {
     sandbox.fails(&format!("{LINE} --count 3 --latents none.safetensors"), 3, &["none.safetensors"]);
     let other = "base/model/vae/diffusion_pytorch_model.safetensors";
     sandbox.fails(&format!("{LINE} --latents {other}"), 3, &["none of that name"]);
+}
+
+#[test]
+fn a_model_that_draws_one_colour_is_named() {
+    let sandbox = Sandbox::new();
+    let path = "base/model/vae/diffusion_pytorch_model.safetensors";
+    let file = SafetensorsFile::open(&sandbox.path(path)).unwrap();
+    let load = |name: String| {
+        let tensor = file.load(&name, &Device::Cpu).unwrap();
+        let tensor = if name.starts_with("decoder.conv_out.") { tensor.zeros_like().unwrap() } else { tensor };
+        (name, tensor)
+    };
+    let tensors: BTreeMap<_, _> = file.shapes().into_keys().map(load).collect();
+    drop(file);
+    datum::io::weights::save(&sandbox.path(path), &tensors, &BTreeMap::new()).unwrap();
+    sandbox.fails(&format!("{LINE} --count 2 --output out"), 4, &["nothing but one colour", "3 other seeds", "--dtype f32"]);
+    assert!(!sandbox.path("out/images").exists() && sandbox.text("out/manifest.jsonl").is_empty());
+    // Given latents have no other seed: their pictures are kept, and said to be blank.
+    latents(&sandbox, "noise.safetensors", &[2, 4, 16, 16], 0.5);
+    let kept = sandbox.ok(&format!("{LINE} --count 2 --latents noise.safetensors --output given"));
+    for part in ["images/im_1_p1.png shows nothing: one colour, from the latents given", "2 of 2 images show nothing"] {
+        assert!(kept.stderr.contains(part), "{}", kept.stderr);
+    }
+    assert_eq!(manifest(&sandbox, "given/manifest.jsonl"), [0, 1]);
 }
 
 #[test]

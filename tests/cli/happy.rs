@@ -249,6 +249,11 @@ fn plans_of_generate_and_adapt_write_nothing_and_fit_what_happens() {
     // Images that are there are not planned again; the weights are those that are written.
     sandbox.ok(&generate.replace("--count 3", "--count 2"));
     assert_eq!(json(&sandbox.ok(&format!("{generate} --plan --json")).stdout)["images"].as_u64(), Some(1));
+    // A shard has a manifest of its own: what was made without shards is not its.
+    let shard = format!("{generate} --shard 0/3");
+    assert_eq!(json(&sandbox.ok(&format!("{shard} --plan --json")).stdout)["images"].as_u64(), Some(1));
+    sandbox.ok(&shard);
+    assert_eq!(json(&sandbox.ok(&format!("{shard} --plan --json")).stdout)["images"].as_u64(), Some(0));
     sandbox.ok(&format!("{adapt} --iterations 1 --output run").replace("--iterations 5", ""));
     let written = candle_core::safetensors::load(
         sandbox.path("run/checkpoints/step-000001/weights.safetensors"),

@@ -67,6 +67,11 @@ impl Clip {
         self.text.forward(ids)
     }
 
+    /// What makes [`Self::text_vectors`].
+    pub fn text_tower(&self) -> &TextTower {
+        &self.text
+    }
+
     /// The logarithm of what products of vectors are multiplied with, a scalar.
     pub fn logit_scale(&self) -> &Tensor {
         &self.logit_scale

@@ -15,12 +15,12 @@ pub use criterion::{Criterion, CriterionConfig, LayerLosses, Losses, Target};
 pub use inference::semantic_scores;
 pub use matcher::assign;
 pub use pixel_decoder::PixelDecoder;
-pub use transformer_decoder::{Prediction, TextClasses, TransformerDecoder};
+pub use transformer_decoder::{CLASS_VECTORS, Prediction, TextClasses, TextHead, TransformerDecoder, VOID};
 
 use super::clip::VisualConfig;
 use super::segmenter::Encoder;
 use crate::base::{Error, Result};
-use crate::nn::{Builder, Init, ParamStore, Pass};
+use crate::nn::{Builder, ParamStore, Pass};
 use candle_core::{DType, Result as TensorResult, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -49,9 +49,9 @@ pub struct HeadConfig {
     pub decoder_layers: usize,
     /// Width inside the feed-forward layers of the Transformer decoder.
     pub decoder_hidden: usize,
-    /// Width D of the text vectors that classes are compared with; `None` classifies by a linear layer.
+    /// The text vectors that classes are compared with; `None` classifies by a linear layer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub text_width: Option<usize>,
+    pub text: Option<TextHead>,
 }
 
 impl Default for HeadConfig {
@@ -67,7 +67,7 @@ impl Default for HeadConfig {
             encoder_hidden: 1024,
             decoder_layers: 9,
             decoder_hidden: 2048,
-            text_width: None,
+            text: None,
         }
     }
 }
@@ -76,11 +76,19 @@ impl HeadConfig {
     /// # Errors
     /// Numbers that do not fit together.
     pub fn validate(&self) -> Result<()> {
-        let Self { num_classes, width, queries, heads, points, .. } = *self;
+        let &Self { num_classes, width, queries, heads, points, .. } = self;
         if [num_classes, width, queries, heads, points].contains(&0) || width % 32 != 0 || width % heads != 0 {
             return Err(Error::Usage(format!(
                 "a head needs classes, queries and points, and a width that is a multiple of 32 and of the heads; found \
                  {num_classes} classes, {queries} queries, {points} points, width {width}, {heads} heads"
+            )));
+        }
+        if let Some(TextHead { width, synonyms }) = &self.text
+            && (*width == 0 || synonyms.len() != num_classes || synonyms.contains(&0))
+        {
+            return Err(Error::Usage(format!(
+                "a head that compares with class names needs vectors and at least one name for each of {num_classes} classes; found \
+                 {synonyms:?} names, width {width}"
             )));
         }
         Ok(())
@@ -92,25 +100,20 @@ impl HeadConfig {
 pub struct Mask2FormerHead {
     pixel_decoder: PixelDecoder,
     decoder: TransformerDecoder,
-    /// Text vector of "no object", (1, D); only with a text classifier.
-    void: Option<Tensor>,
     dtype: DType,
 }
 
 impl Mask2FormerHead {
-    /// For feature maps of `channels`, finest level first. Names `sem_seg_head.pixel_decoder`, `sem_seg_head.predictor`, and
-    /// `void_embedding` with a text classifier.
+    /// For feature maps of `channels`, finest level first. Names `sem_seg_head.pixel_decoder`, `sem_seg_head.predictor`.
     ///
     /// # Errors
     /// An invalid configuration.
     pub fn new(config: &HeadConfig, channels: [usize; 4], builder: &Builder) -> Result<Self> {
         config.validate()?;
         let head = builder.pp("sem_seg_head");
-        let void = |width| builder.pp("void_embedding").get(&[1, width], "weight", Init::Normal { std: 1.0 });
         Ok(Self {
             pixel_decoder: PixelDecoder::new(config, channels, &head.pp("pixel_decoder"))?,
             decoder: TransformerDecoder::new(config, &head.pp("predictor"))?,
-            void: config.text_width.map(void).transpose()?,
             dtype: builder.dtype(),
         })
     }
@@ -123,13 +126,8 @@ impl Mask2FormerHead {
     /// # Errors
     /// A head with a text classifier needs `classes`.
     pub fn forward(&self, features: &[Tensor], classes: Option<&TextClasses>) -> TensorResult<Vec<Prediction>> {
-        let classes = match (&self.void, classes) {
-            (None, _) => None,
-            (Some(void), Some(classes)) => Some(classes.with_void(void)?),
-            (Some(_), None) => candle_core::bail!("this head compares with the vectors of class names, but none were given"),
-        };
         let features = features.iter().map(|map| map.to_dtype(self.dtype)).collect::<TensorResult<Vec<_>>>()?;
-        self.decoder.forward(&self.pixel_decoder.forward(&features)?, classes.as_ref())
+        self.decoder.forward(&self.pixel_decoder.forward(&features)?, classes)
     }
 }
 

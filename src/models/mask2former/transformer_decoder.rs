@@ -8,11 +8,16 @@ use crate::base::Result;
 use crate::models::packed_attention::{Hidden, PackedAttention};
 use crate::nn::{Builder, Init, LayerNorm, Linear, add, linear, relu, resize_bilinear};
 use candle_core::{D, DType, Result as TensorResult, Tensor};
+use serde::{Deserialize, Serialize};
 
 const EPS: f64 = 1e-5;
 const LEVELS: usize = 3;
 /// Added to the score of a key that a query must not look at.
 const BLOCKED: f64 = -1e30;
+/// The vectors of class names in files.
+pub const CLASS_VECTORS: &str = "class_vectors";
+/// The vector of "no object" in files.
+pub const VOID: &str = "void_embedding";
 /// Largest factor of a text classifier's cosines.
 const LARGEST_SCALE: f64 = 100.0;
 
@@ -25,26 +30,39 @@ pub struct Prediction {
     pub masks: Tensor,
 }
 
-/// Vectors of class names that a text classifier compares with.
+/// What a text classifier compares with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextHead {
+    /// D, width of the vectors.
+    pub width: usize,
+    /// Names of each class: as many vectors, the best of which counts.
+    pub synonyms: Vec<usize>,
+}
+
+/// Vectors of class names that a text classifier compares with, and of "no object", which alone is learnt.
 #[derive(Debug, Clone)]
 pub struct TextClasses {
     vectors: Tensor,
     synonyms: Vec<usize>,
+    void: Tensor,
 }
 
 impl TextClasses {
-    /// `synonyms` counts the vectors of each class, in order; the best of them counts.
+    /// `synonyms` counts the vectors of each class, in order.
     ///
     /// # Shapes
-    /// `vectors` (S, D) of length 1, S = Σ `synonyms`
-    pub fn new(vectors: Tensor, synonyms: Vec<usize>) -> Self {
-        Self { vectors, synonyms }
+    /// `vectors` (S, D) of length 1, S = Σ `synonyms`; `void` (1, D), any length
+    pub fn new(vectors: Tensor, synonyms: Vec<usize>, void: Tensor) -> Self {
+        Self { vectors, synonyms, void }
     }
 
-    /// With the vector of "no object" as the last class. # Shapes: `void` (1, D), any length
-    pub(super) fn with_void(&self, void: &Tensor) -> TensorResult<Self> {
-        let synonyms = self.synonyms.iter().copied().chain([1]).collect();
-        Ok(Self { vectors: Tensor::cat(&[&self.vectors, &unit(void)?], 0)?, synonyms })
+    /// Names `class_vectors`, which no optimiser changes, and `void_embedding`.
+    pub fn build(head: &TextHead, builder: &Builder) -> Result<Self> {
+        let shape = [head.synonyms.iter().sum(), head.width];
+        let vectors = builder.buffer(&shape, CLASS_VECTORS, Init::Normal { std: 1.0 })?.as_detached_tensor();
+        let void = builder.pp(VOID).get(&[1, head.width], "weight", Init::Normal { std: 1.0 })?;
+        Ok(Self::new(vectors, head.synonyms.clone(), void))
     }
 }
 
@@ -211,9 +229,9 @@ enum Classifier {
 
 impl Classifier {
     fn new(config: &HeadConfig, builder: &Builder) -> Result<Self> {
-        Ok(match config.text_width {
+        Ok(match &config.text {
             None => Self::Linear(Linear::new(config.width, config.num_classes + 1, &builder.pp("class_embed"))?),
-            Some(text_width) => Self::Text(Box::new(TextClassifier::new(config.width, text_width, builder)?)),
+            Some(text) => Self::Text(Box::new(TextClassifier::new(config.width, text.width, builder)?)),
         })
     }
 
@@ -223,7 +241,9 @@ impl Classifier {
         match (self, classes) {
             (Self::Linear(layer), _) => layer.forward(queries),
             (Self::Text(text), Some(classes)) => text.forward(queries, masks, pixels, classes),
-            (Self::Text(_), None) => candle_core::bail!("a text classifier needs the vectors of class names"),
+            (Self::Text(_), None) => {
+                candle_core::bail!("this head compares with the vectors of class names, but none were given")
+            }
         }
     }
 }
@@ -259,11 +279,12 @@ impl TextClassifier {
         let pooled = share.matmul(&flat.transpose(1, 2)?.contiguous()?)?; // (B, Q, C)
         let pooled = self.pooled.forward(&self.pooled_norm.forward(&pooled)?)?;
         let embedding = unit(&self.embed.forward(&(pooled + queries)?)?)?;
-        let cosines = linear(&embedding, &classes.vectors, None)?; // (B, Q, S + 1)
+        let vectors = Tensor::cat(&[&classes.vectors, &unit(&classes.void)?], 0)?;
+        let cosines = linear(&embedding, &vectors, None)?; // (B, Q, S + 1)
         let scaled = cosines.broadcast_mul(&self.log_scale.exp()?.clamp(0.0, LARGEST_SCALE)?)?;
         let mut start = 0;
-        let mut best = Vec::with_capacity(classes.synonyms.len());
-        for &count in &classes.synonyms {
+        let mut best = Vec::with_capacity(classes.synonyms.len() + 1);
+        for count in classes.synonyms.iter().copied().chain([1]) {
             best.push(scaled.narrow(2, start, count)?.max_keepdim(2)?);
             start += count;
         }

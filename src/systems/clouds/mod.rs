@@ -5,6 +5,7 @@
 
 pub mod answers;
 pub mod automatic_masks;
+pub mod class_names;
 pub mod clip_file;
 pub mod collection;
 pub mod config;

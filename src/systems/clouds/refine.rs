@@ -7,6 +7,48 @@ use crate::labels::{IGNORE, LabelMap, components, erode};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Which pixels of a region may become points.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selection {
+    /// All.
+    #[default]
+    Random,
+    /// Those nearer than 10 pixels to the centroid of its largest piece; erosion can break a region into pieces.
+    Center,
+    /// Those of the piece whose first pixel, row by row, is the last. The published name promises another one.
+    LargestComponent,
+}
+
+/// Pixels that [`Selection::Center`] reaches around a centroid.
+const CENTER_RADIUS: f64 = 10.0;
+
+impl Selection {
+    /// Which of the pixels `left` of a region, row by row in a picture of `width` with `count` pixels, may become points.
+    fn candidates(self, left: Vec<usize>, width: usize, count: usize) -> Vec<usize> {
+        if self == Self::Random {
+            return left;
+        }
+        let mut alone = vec![false; count];
+        left.iter().for_each(|at| alone[*at] = true);
+        let mut pieces = components(&alone, width);
+        if self == Self::LargestComponent {
+            return pieces.pop().unwrap_or_default();
+        }
+        // Of equals the first.
+        let Some(largest) = pieces.into_iter().rev().max_by_key(Vec::len) else { return Vec::new() };
+        let place = |at: usize| [(at % width) as f64, (at / width) as f64];
+        let center = [0, 1].map(|axis| largest.iter().map(|at| place(*at)[axis]).sum::<f64>() / largest.len() as f64);
+        let near = |at: &usize| (place(*at)[0] - center[0]).hypot(place(*at)[1] - center[1]) < CENTER_RADIUS;
+        largest.into_iter().filter(near).collect()
+    }
+
+    /// Fewest candidates that `points` are drawn from: the published code wants one more of a choice.
+    fn least(self, points: usize) -> usize {
+        if self == Self::Random { points } else { points + 1 }
+    }
+}
+
 /// How a pseudo-label is refined.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -17,6 +59,8 @@ pub struct RefineConfig {
     pub erosion: usize,
     /// Points on each region.
     pub points: usize,
+    /// Which of its pixels may become points.
+    pub selection: Selection,
     /// Whether pixels in several masks are taken out of all of them.
     pub remove_intersections: bool,
     /// Whether the masks are asked for again, with the first answers as prompts.
@@ -43,7 +87,14 @@ impl RefineConfig {
 
 impl Default for RefineConfig {
     fn default() -> Self {
-        Self { min_area: 5000, erosion: 0, points: 5, remove_intersections: true, second_pass: false }
+        Self {
+            min_area: 5000,
+            erosion: 0,
+            points: 5,
+            selection: Selection::Random,
+            remove_intersections: true,
+            second_pass: false,
+        }
     }
 }
 
@@ -83,8 +134,7 @@ pub fn class_masks(label: &LabelMap) -> ClassMasks {
 /// Points on every region that is large enough: classes in ascending order, the regions of each row by row.
 ///
 /// # Source
-/// CLOUDS, `SELECTION_MODE` "random": pixels of a region drawn without replacement; regions with too few pixels left after erosion
-/// give no prompt.
+/// CLOUDS, `SELECTION_MODE`: pixels of a region drawn without replacement; regions with too few pixels left give no prompt.
 ///
 /// # Randomness
 /// `points` draws for each prompt, in the order of the result.
@@ -102,7 +152,8 @@ pub fn region_prompts(label: &LabelMap, config: &RefineConfig, rng: &mut Rng) ->
                 let left = erode(&alone, label.width, config.erosion);
                 region.retain(|at| left[*at]);
             }
-            if config.points == 0 || region.len() < config.points {
+            region = config.selection.candidates(region, label.width, mask.len());
+            if config.points == 0 || region.len() < config.selection.least(config.points) {
                 continue;
             }
             // The first steps of a shuffle draw without replacement.
@@ -222,6 +273,42 @@ mod tests {
         assert!(square.points.iter().all(|(x, y)| (13..17).contains(x) && (63..67).contains(y)));
         assert_eq!((square.pixels.len(), square.pixels[0]), (100, 6010), "the whole region, row by row");
         assert!(prompts(&RefineConfig { points: 17, ..config }).iter().all(|prompt| prompt.class != 2));
+    }
+
+    #[test]
+    fn points_may_come_from_the_middle_or_from_the_last_piece() {
+        // Two squares of 6 and 8 that a line of one pixel joins, in a picture of 24x12: erosion by 3 leaves 4x4 and 6x6.
+        let square =
+            |at: usize, x: usize, y: usize, side: usize| (x..x + side).contains(&(at % 24)) && (y..y + side).contains(&(at / 24));
+        let there = |at| square(at, 2, 4, 6) || square(at, 12, 2, 8) || (at / 24 == 5 && (8..12).contains(&(at % 24)));
+        let label = |there: &dyn Fn(usize) -> bool| LabelMap {
+            height: 12,
+            width: 24,
+            ids: (0..288).map(|at| if there(at) { 3 } else { IGNORE }).collect(),
+        };
+        let places = |selection, points, label: &LabelMap| {
+            let config = RefineConfig { min_area: 10, erosion: 3, points, selection, ..RefineConfig::default() };
+            let prompts = region_prompts(label, &config, &mut Rng::stream(5, "test", &[]));
+            prompts.into_iter().flat_map(|prompt| prompt.points).collect::<Vec<_>>()
+        };
+        let within = |points: &[(usize, usize)], x: usize, y: usize, side: usize| {
+            points.iter().all(|at| square(at.1 * 24 + at.0, x, y, side))
+        };
+        let dumbbell = label(&there);
+        // All 36 pixels of the larger piece are near its middle; the smaller one begins further down.
+        let center = places(Selection::Center, 35, &dumbbell);
+        assert!(center.len() == 35 && within(&center, 13, 3, 6), "{center:?}");
+        let last = places(Selection::LargestComponent, 15, &dumbbell);
+        assert!(last.len() == 15 && within(&last, 3, 5, 4), "{last:?}");
+        // One more candidate than points is needed, but with `random`.
+        assert!(
+            places(Selection::Center, 36, &dumbbell).is_empty() && places(Selection::LargestComponent, 16, &dumbbell).is_empty()
+        );
+        assert_eq!(places(Selection::Random, 52, &dumbbell).len(), 52);
+        // Of a long stripe only the middle: columns 1 to 22 after erosion, centroid 11.5, half of them nearer than 10.
+        let stripe = places(Selection::Center, 19, &label(&|at| at / 24 < 3));
+        assert!(stripe.len() == 19 && stripe.iter().all(|(x, y)| (2..=21).contains(x) && *y == 1), "{stripe:?}");
+        assert!(places(Selection::Center, 20, &label(&|at| at / 24 < 3)).is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!   manifest.jsonl    one line a picture: what it was made from, and what has changed
 //! ```
 
-use super::refine::{MaskProposer, RefineConfig, class_masks, label_of, region_prompts, union};
+use super::refine::{MaskProposer, RefineConfig, Selection, class_masks, label_of, region_prompts, union};
 use super::refiner::{REGIONS, RefinerConfig};
 use super::regions::Regions;
 use crate::base::progress::Progress;
@@ -48,6 +48,8 @@ pub struct RefineFolderConfig {
     pub erosion: usize,
     /// See [`RefineConfig::points`].
     pub points: usize,
+    /// See [`RefineConfig::selection`].
+    pub selection: Selection,
     /// See [`RefineConfig::remove_intersections`].
     pub remove_intersections: bool,
     /// See [`RefineConfig::second_pass`].
@@ -62,7 +64,7 @@ pub struct RefineFolderConfig {
 
 impl Default for RefineFolderConfig {
     fn default() -> Self {
-        let RefineConfig { min_area, erosion, points, remove_intersections, second_pass } = RefineConfig::default();
+        let RefineConfig { min_area, erosion, points, selection, remove_intersections, second_pass } = RefineConfig::default();
         Self {
             images: String::new(),
             labels: String::new(),
@@ -72,6 +74,7 @@ impl Default for RefineFolderConfig {
             min_area,
             erosion,
             points,
+            selection,
             remove_intersections,
             second_pass,
             keep_unassigned: false,
@@ -95,8 +98,8 @@ impl RefineFolderConfig {
     }
 
     fn refine(&self) -> RefineConfig {
-        let &Self { min_area, erosion, points, remove_intersections, second_pass, .. } = self;
-        RefineConfig { min_area, erosion, points, remove_intersections, second_pass }
+        let &Self { min_area, erosion, points, selection, remove_intersections, second_pass, .. } = self;
+        RefineConfig { min_area, erosion, points, selection, remove_intersections, second_pass }
     }
 
     fn refiner(&self) -> RefinerConfig {

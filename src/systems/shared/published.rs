@@ -9,9 +9,9 @@ use crate::models::clip::{
     ConvNextConfig, ModifiedResNetConfig, STREET_CLASSES, TextTower, TextTowerConfig, VisualConfig, class_prompts,
     class_token_ids, class_vectors,
 };
-use crate::models::mask2former::{HeadConfig, Mask2FormerConfig, TextClasses};
+use crate::models::mask2former::{CLASS_VECTORS, HeadConfig, Mask2FormerConfig, TextHead};
 use crate::models::stable_diffusion::config::TextActivation;
-use crate::nn::{Builder, Init};
+use crate::nn::Builder;
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,8 +23,6 @@ const CLASSES: &str = "cityscapes";
 const VISUAL: &str = "backbone.clip_model.visual.";
 const PIXEL_DECODER: &str = "sem_seg_head.pixel_decoder.transformer.encoder.layers.";
 const PREDICTOR: &str = "sem_seg_head.predictor.";
-/// Vectors of the class names, in files whose head compares with them.
-const CLASS_VECTORS: &str = "class_vectors";
 /// Levels of feature maps that the pixel decoder looks at.
 const LEVELS: usize = 3;
 
@@ -63,13 +61,14 @@ pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSour
     let Some(mut config) = config(&network.shapes(), classes.len()) else {
         return Err(wrong("a file without some of its parts".into()));
     };
-    config.head.text_width = text_width;
+    let synonyms = STREET_CLASSES.map(|names| names.len()).to_vec();
+    config.head.text = text_width.map(|width| TextHead { width, synonyms });
     // The number of heads leaves no trace in shapes: only that of the published width is known.
     let HeadConfig { width, points, .. } = HeadConfig::default();
     if (config.head.width, config.head.points) != (width, points) {
         return Err(wrong(format!("one of width {}, whose number of heads its tensors do not tell", config.head.width)));
     }
-    let vectors = tower.map(|tower| name_vectors(tower, &config)).transpose()?;
+    let vectors = tower.map(|tower| name_vectors(tower, &config.backbone, &STREET_CLASSES.concat())).transpose()?;
     let source: Box<dyn TensorSource> = match vectors {
         None => Box::new(network),
         Some(Some(vectors)) if vectors.dim(1).ok() == text_width => Box::new(WithVectors { network, vectors }),
@@ -79,21 +78,14 @@ pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSour
     Ok((header, source))
 }
 
-/// What a head of that text width compares with: the vectors of all synonyms of the classes, `class_vectors` in the file.
-///
-/// # Errors
-/// A file that lacks them.
-pub fn text_classes(width: usize, builder: &Builder) -> Result<TextClasses> {
-    let counts: Vec<usize> = STREET_CLASSES.iter().map(|synonyms| synonyms.len()).collect();
-    let vectors = builder.get(&[counts.iter().sum(), width], CLASS_VECTORS, Init::Normal { std: 1.0 })?;
-    Ok(TextClasses::new(vectors, counts))
-}
-
-/// The vectors of the class names by a text tower; `None` for sizes that nothing can be made of.
+/// The vectors of class names by the text tower that belongs to an image tower; `None` for sizes that nothing can be made of.
 ///
 /// # Shapes
-/// → (S, D)
-fn name_vectors(tower: impl TensorSource + 'static, network: &Mask2FormerConfig) -> Result<Option<Tensor>> {
+/// S `names` → (S, D)
+///
+/// # Errors
+/// Words that none of the names of [`STREET_CLASSES`] has.
+pub fn name_vectors(tower: impl TensorSource + 'static, image_tower: &VisualConfig, names: &[&str]) -> Result<Option<Tensor>> {
     let shapes = tower.shapes();
     let side = |name: &str, axis: usize| shapes.get(name).and_then(|shape| shape.get(axis).copied());
     let layers = (0..).take_while(|i| shapes.contains_key(&format!("transformer.resblocks.{i}.ln_1.weight"))).count();
@@ -105,7 +97,7 @@ fn name_vectors(tower: impl TensorSource + 'static, network: &Mask2FormerConfig)
     );
     let (Some(vocabulary), Some(width), Some(context), Some(embedding)) = sizes else { return Ok(None) };
     // The original CLIP, of which there are ResNets only, has another activation than OpenCLIP.
-    let activation = match network.backbone {
+    let activation = match image_tower {
         VisualConfig::ResNet(_) => TextActivation::QuickGelu,
         VisualConfig::ConvNext(_) => TextActivation::Gelu,
     };
@@ -117,13 +109,15 @@ fn name_vectors(tower: impl TensorSource + 'static, network: &Mask2FormerConfig)
     let builder = Builder::from_source(tower, 0).frozen();
     let tower = TextTower::new(&config, &builder)?;
     builder.finish()?;
-    class_vectors(&tower, &class_prompts(STREET_CLASSES.concat()), |prompt| class_token_ids(prompt, context)).map(Some)
+    class_vectors(&tower, &class_prompts(names), |prompt| class_token_ids(prompt, context)).map(Some)
 }
 
-/// A checkpoint with the vectors that its text tower gives the class names.
-struct WithVectors<S> {
-    network: S,
-    vectors: Tensor,
+/// Weights with the vectors of class names beside them.
+pub struct WithVectors<S> {
+    /// The weights.
+    pub network: S,
+    /// (S, D)
+    pub vectors: Tensor,
 }
 
 impl<S: TensorSource> TensorSource for WithVectors<S> {
@@ -173,7 +167,7 @@ fn config(shapes: &BTreeMap<String, Vec<usize>>, num_classes: usize) -> Option<M
         encoder_hidden: rows(format!("{PIXEL_DECODER}0.linear1.weight"))?,
         decoder_layers: count(&format!("{PREDICTOR}transformer_ffn_layers."), ".norm.weight"),
         decoder_hidden: rows(format!("{PREDICTOR}transformer_ffn_layers.0.linear1.weight"))?,
-        text_width: None,
+        text: None,
     };
     Some(Mask2FormerConfig { backbone, freeze_backbone: true, head })
 }
@@ -182,8 +176,8 @@ fn config(shapes: &BTreeMap<String, Vec<usize>>, num_classes: usize) -> Option<M
 mod tests {
     use super::*;
     use crate::models::clip::ClipConfig;
-    use crate::models::mask2former::Mask2Former;
-    use crate::nn::Pass;
+    use crate::models::mask2former::{Mask2Former, TextClasses, VOID};
+    use crate::nn::{Init, Pass};
     use crate::systems::shared::segmenter_file::Segmenter;
 
     #[test]
@@ -212,7 +206,7 @@ mod tests {
             encoder_layers: 1,
             encoder_hidden: 32,
             decoder_hidden: 32,
-            text_width: Some(embedding),
+            text: Some(TextHead { width: embedding, synonyms: STREET_CLASSES.map(|names| names.len()).to_vec() }),
             ..HeadConfig::default()
         };
         let convnext = ConvNextConfig { depths: [1, 1, 1, 1], widths: [8, 16, 24, 32], drop_path: 0.0 };
@@ -221,6 +215,7 @@ mod tests {
         let network = Mask2Former::new(&config, &builder).unwrap();
         let text = TextTowerConfig { width, heads: 1, layers: 2, embedding, ..TextTowerConfig::default() };
         let tower = TextTower::new(&text, &builder.pp("backbone").pp("clip_model")).unwrap();
+        let void = builder.pp(VOID).get(&[1, embedding], "weight", Init::Normal { std: 1.0 }).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("model_final.safetensors");
         let tensors = builder.finish().unwrap().tensors();
@@ -229,7 +224,7 @@ mod tests {
         let images = crate::base::Rng::stream(1, "images", &[]).normal_tensor(&[1, 3, 32, 64], &Device::Cpu).unwrap();
         let prompts = class_prompts(STREET_CLASSES.concat());
         let vectors = class_vectors(&tower, &prompts, |prompt| class_token_ids(prompt, 77)).unwrap();
-        let classes = TextClasses::new(vectors, STREET_CLASSES.iter().map(|names| names.len()).collect());
+        let classes = TextClasses::new(vectors, STREET_CLASSES.map(|names| names.len()).to_vec(), void);
         let wanted = network.head(&network.features(&images, &Pass::eval()).unwrap(), Some(&classes)).unwrap();
         assert_eq!(wanted.last().unwrap().logits.dims(), [1, 5, 20]);
         let wanted = network.scores(&images, Some(&classes)).unwrap();

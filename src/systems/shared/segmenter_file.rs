@@ -68,8 +68,7 @@ impl Model {
     fn build(&self, builder: &Builder) -> Result<Network> {
         Ok(match self {
             Self::Mask2Former { mask2former } => {
-                let classes = |width| published::text_classes(width, builder);
-                let classes = mask2former.head.text_width.map(classes).transpose()?;
+                let classes = mask2former.head.text.as_ref().map(|text| TextClasses::build(text, builder)).transpose()?;
                 Network::Mask2Former(Box::new(Mask2Former::new(mask2former, builder)?), classes)
             }
             Self::EncoderDecoder(config) => Network::EncoderDecoder(EncoderDecoder::new(config, builder)?),

@@ -11,14 +11,16 @@
 //! | `sam.remove_intersections` | true: as the code | false: overlaps stay |
 //! | `teacher.period`, `teacher.alpha` | 100, 0.999: as the code, 0.1 % every hundred steps | 1: every step, as the paper reads |
 //! | `model.freeze_backbone` | true: as both | false: the paper's ablation |
+//! | `model.class_head` | linear: as all released configurations | text: the head of FC-CLIP, which the code has too |
+//! | `sam.selection` | random: points anywhere on a region | center, largest_component: as the code's other modes |
 //!
 //! Always as the code: pixels without a class are negatives of every mask, there is no confidence threshold and no mixing of images.
 //! Never as the code: a resumed run keeps its teacher.
 
 use crate::base::{Error, Result};
 use crate::models::clip::{ClipConfig, ConvNextConfig, VisualConfig};
-use crate::models::mask2former::{CriterionConfig, HeadConfig, Mask2FormerConfig};
-use crate::systems::clouds::refine::RefineConfig;
+use crate::models::mask2former::{CriterionConfig, HeadConfig, Mask2FormerConfig, TextHead};
+use crate::systems::clouds::refine::{RefineConfig, Selection};
 use crate::systems::clouds::refiner::{REGIONS, RefinerConfig};
 use crate::systems::shared::Size;
 use crate::systems::shared::published::SHORT_SIDE;
@@ -43,6 +45,17 @@ pub enum Course {
     Constant,
     /// It falls as (1 − t/T)^`poly_power`.
     Poly,
+}
+
+/// How a query gets its class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassHead {
+    /// By a linear layer, as in all released configurations.
+    #[default]
+    Linear,
+    /// By comparison with the names of the classes, as the text tower of the CLIP reads them (FC-CLIP's head).
+    Text,
 }
 
 /// `clouds train`.
@@ -131,6 +144,8 @@ pub struct ModelConfig {
     pub drop_path: f32,
     /// Whether the backbone stays as it is.
     pub freeze_backbone: bool,
+    /// `linear`, or `text`: queries are compared with the names of the classes, by the text tower in `backbone_weights`.
+    pub class_head: ClassHead,
     /// Width of both decoders.
     pub width: usize,
     /// Queries.
@@ -217,6 +232,8 @@ pub struct SamConfig {
     pub erosion: usize,
     /// Points on each region.
     pub num_points: usize,
+    /// Which pixels of a region may become points: `random`, `center`, or `largest_component`.
+    pub selection: Selection,
     /// Pixels in several masks are taken out of all of them.
     pub remove_intersections: bool,
     /// Masks are asked for again, with the first answers as prompts.
@@ -275,6 +292,7 @@ impl Default for ModelConfig {
             widths: [192, 384, 768, 1536],
             drop_path: 0.1,
             freeze_backbone: true,
+            class_head: ClassHead::Linear,
             width: head.width,
             num_queries: head.queries,
             heads: head.heads,
@@ -321,11 +339,12 @@ impl Default for TeacherConfig {
 
 impl Default for SamConfig {
     fn default() -> Self {
-        let RefineConfig { min_area, erosion, points, remove_intersections, second_pass } = RefineConfig::default();
+        let RefineConfig { min_area, erosion, points, selection, remove_intersections, second_pass } = RefineConfig::default();
         Self {
             min_area,
             erosion,
             num_points: points,
+            selection,
             remove_intersections,
             second_pass,
             batch_statistics: false,
@@ -397,6 +416,10 @@ impl TrainConfig {
                  the program, `--recipe clouds-nano --backbone-weights nano`; or train the backbone \
                  with `--set model.freeze_backbone=false`, as `--recipe clouds-nano` does",
             ),
+            _ if self.model.class_head == ClassHead::Text && self.init.is_empty() && self.backbone_weights.is_empty() => usage(
+                "`model.class_head = \"text\"` compares with class names, which a text tower must read",
+                "add `--backbone-weights FILE`, a whole CLIP of open_clip or of `clouds pretrain`, or `nano`",
+            ),
             _ => Ok(()),
         }
     }
@@ -419,11 +442,11 @@ impl TrainConfig {
         Schedule { shape, steps: self.steps(), power: self.poly_power, ..Schedule::default() }
     }
 
-    /// The network for so many classes.
+    /// The image tower.
     ///
     /// # Errors
-    /// An unknown backbone.
-    pub fn network(&self, num_classes: usize) -> Result<Mask2FormerConfig> {
+    /// An unknown name.
+    pub fn backbone(&self) -> Result<VisualConfig> {
         let model = &self.model;
         let (depths, widths) = (model.depths, model.widths);
         let mut backbone = match model.backbone.as_str() {
@@ -433,6 +456,15 @@ impl TrainConfig {
         if let VisualConfig::ConvNext(convnext) = &mut backbone {
             convnext.drop_path = model.drop_path;
         }
+        Ok(backbone)
+    }
+
+    /// The network for so many classes, whose names are compared if there is a `text`.
+    ///
+    /// # Errors
+    /// An unknown backbone.
+    pub fn network(&self, num_classes: usize, text: Option<TextHead>) -> Result<Mask2FormerConfig> {
+        let model = &self.model;
         let head = HeadConfig {
             num_classes,
             width: model.width,
@@ -442,9 +474,10 @@ impl TrainConfig {
             encoder_hidden: model.encoder_feedforward,
             decoder_layers: model.decoder_layers,
             decoder_hidden: model.dim_feedforward,
+            text,
             ..HeadConfig::default()
         };
-        Ok(Mask2FormerConfig { backbone, freeze_backbone: model.freeze_backbone, head })
+        Ok(Mask2FormerConfig { backbone: self.backbone()?, freeze_backbone: model.freeze_backbone, head })
     }
 
     /// The losses for so many classes.
@@ -455,8 +488,8 @@ impl TrainConfig {
 
     /// How pseudo-labels are refined.
     pub fn refinement(&self) -> RefineConfig {
-        let SamConfig { min_area, erosion, num_points, remove_intersections, second_pass, .. } = self.sam;
-        RefineConfig { min_area, erosion, points: num_points, remove_intersections, second_pass }
+        let SamConfig { min_area, erosion, num_points, selection, remove_intersections, second_pass, .. } = self.sam;
+        RefineConfig { min_area, erosion, points: num_points, selection, remove_intersections, second_pass }
     }
 
     /// Who proposes the masks of the refinement.

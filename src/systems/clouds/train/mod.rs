@@ -75,7 +75,8 @@ pub fn run_with(
     if !source.has_labels() {
         return Err(Error::Usage(format!("the source `{}` has no labels; give a labelled data set as --source", config.source)));
     }
-    let network = config.network(source.classes.len())?;
+    let names = training::class_names(config, &source.classes)?;
+    let network = config.network(source.classes.len(), names.as_ref().map(|names| names.head.clone()))?;
     let model = Model::Mask2Former { mask2former: Box::new(published::as_file(&network)) };
     let header = Header { short_side: config.short_side, ..Header::new(model, &source.classes) };
     let batches = Batches::new(config, &source, progress)?;
@@ -88,7 +89,7 @@ pub fn run_with(
     run.log("data", used(&source, &batches))?;
     let mut identity = stage::identity(config, &FREE)?;
     identity.insert("pictures".into(), batches.pictures());
-    let mut training = CloudsTraining::new(config, &network, batches, refiner)?;
+    let mut training = CloudsTraining::new(config, &network, names, batches, refiner)?;
     let wanted = Wanted {
         dataset: &config.validation,
         split: &config.validation_split,

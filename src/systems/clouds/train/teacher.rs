@@ -4,7 +4,7 @@ use super::config::TeacherConfig;
 use crate::base::Result;
 use crate::io::weights::TensorSource;
 use crate::labels::LabelMap;
-use crate::models::mask2former::{Mask2FormerConfig, Mask2FormerHead, semantic_scores};
+use crate::models::mask2former::{Mask2FormerConfig, Mask2FormerHead, TextClasses, semantic_scores};
 use crate::models::segmenter::Encoder;
 use crate::nn::{Builder, ParamStore, Pass};
 use crate::train::ema;
@@ -17,20 +17,25 @@ const HEAD: &str = "sem_seg_head.";
 pub struct Teacher {
     backbone: Box<dyn Encoder>,
     head: Mask2FormerHead,
+    /// The student's, as they are.
+    classes: Option<TextClasses>,
     parameters: ParamStore,
     config: TeacherConfig,
 }
 
 impl Teacher {
-    /// A teacher of the student whose tensors are `student`. Its head starts as a copy; the backbone stays the student's.
+    /// A teacher of the student whose tensors are `student`. Its head starts as a copy; the backbone stays the student's,
+    /// and so do the vectors of class names and of "no object", as in the published code.
     ///
     /// # Errors
     /// Tensors of another network.
     pub fn new(network: &Mask2FormerConfig, student: &ParamStore, config: TeacherConfig) -> Result<Self> {
-        let view = Builder::from_store(student).frozen().pp("backbone").pp("clip_model").pp("visual");
+        let view = Builder::from_store(student).frozen();
+        let backbone = network.backbone.build(&view.pp("backbone").pp("clip_model").pp("visual"))?;
+        let classes = network.head.text.as_ref().map(|text| TextClasses::build(text, &view)).transpose()?;
         let own = Builder::from_source(student.select(|name| name.starts_with(HEAD)).tensors(), 0).frozen();
         let head = Mask2FormerHead::new(&network.head, network.backbone.channels(), &own)?;
-        Ok(Self { backbone: network.backbone.build(&view)?, head, parameters: own.finish()?, config })
+        Ok(Self { backbone, head, classes, parameters: own.finish()?, config })
     }
 
     /// Before step number `step` (from 0): every `period` steps, `w ← alpha·w + (1 − alpha)·student`.
@@ -52,7 +57,7 @@ impl Teacher {
     pub fn label(&self, images: &Tensor) -> Result<Vec<LabelMap>> {
         let (batch, _, height, width) = images.dims4()?;
         let features = self.backbone.features(images, &Pass::eval())?;
-        let Some(answer) = self.head.forward(&features, None)?.pop() else { return Ok(Vec::new()) };
+        let Some(answer) = self.head.forward(&features, self.classes.as_ref())?.pop() else { return Ok(Vec::new()) };
         let scores = semantic_scores(&answer, (height, width))?;
         (0..batch).map(|image| LabelMap::from_logits(&scores.get(image)?)).collect()
     }

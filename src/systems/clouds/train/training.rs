@@ -1,20 +1,22 @@
 //! One step of CLOUDS: student, teacher, refinement, losses, AdamW.
 
 use super::batches::{Batches, TrainBatch};
-use super::config::{Part, TrainConfig};
+use super::config::{ClassHead, Part, TrainConfig};
 use super::teacher::Teacher;
 use crate::base::metrics::Metrics;
 use crate::base::{Error, Result, Rng};
 use crate::data::Loader;
 use crate::io::images::RgbImage;
 use crate::io::weights;
-use crate::labels::LabelMap;
+use crate::labels::{Classes, LabelMap};
 use crate::models::clip::VisualConfig;
-use crate::models::mask2former::{Criterion, Mask2Former, Mask2FormerConfig, Prediction, Target, is_decayed};
+use crate::models::mask2former::{
+    Criterion, Mask2Former, Mask2FormerConfig, Prediction, Target, TextClasses, TextHead, VOID, is_decayed,
+};
 use crate::nn::{Builder, ParamStore, Pass};
-use crate::systems::clouds::nano;
 use crate::systems::clouds::refine::{ClassMasks, MaskProposer, RefineConfig, refine};
-use crate::systems::shared::published;
+use crate::systems::clouds::{class_names, nano};
+use crate::systems::shared::published::{self, WithVectors};
 use crate::systems::shared::segmenter_file::{self, Model};
 use crate::systems::shared::validation::Validation;
 use crate::train::checkpoint::Checkpoint;
@@ -48,6 +50,7 @@ pub struct Cost {
 /// A segmenter in training.
 pub struct CloudsTraining {
     student: Mask2Former,
+    classes: Option<TextClasses>,
     /// The student's tensors.
     pub parameters: ParamStore,
     /// Where the time went.
@@ -76,10 +79,11 @@ impl CloudsTraining {
     pub fn new(
         config: &TrainConfig,
         network: &Mask2FormerConfig,
+        names: Option<ClassNames>,
         batches: Batches,
         refiner: Option<Box<dyn MaskProposer>>,
     ) -> Result<Self> {
-        let (student, parameters) = student(config, network)?;
+        let (student, classes, parameters) = student(config, network, names.and_then(|names| names.vectors))?;
         let teacher = match config.stage {
             Part::Warmup => None,
             Part::Joint => Some(Teacher::new(network, &parameters, config.teacher.clone())?),
@@ -93,6 +97,7 @@ impl CloudsTraining {
         let may_be_zero = move |name: &str| (skips && name.starts_with(BACKBONE)) || name == LEVEL_EMBED;
         Ok(Self {
             student,
+            classes,
             cost: Cost::default(),
             validation: None,
             teacher,
@@ -145,11 +150,11 @@ impl CloudsTraining {
     /// # Shapes
     /// `images` (B, 3, H, W), a target each
     fn gradients(&self, step: u64, images: &Tensor, targets: &[Target]) -> Result<(Gradients, Metrics)> {
-        let (student, seed) = (&self.student, self.config.seed);
+        let (student, classes, seed) = (&self.student, self.classes.as_ref(), self.config.seed);
         let predict = |range: Range<usize>| {
             let pass = Pass::train(Rng::stream(seed, "clouds depth", &[step, range.start as u64]));
             let images = images.narrow(0, range.start, range.len())?;
-            let predictions = student.head(&student.features(&images, &pass)?, None)?;
+            let predictions = student.head(&student.features(&images, &pass)?, classes)?;
             Ok(predictions.into_iter().flat_map(|Prediction { logits, masks }| [logits, masks]).collect())
         };
         let mut rng = Rng::stream(seed, "clouds points", &[step]);
@@ -183,15 +188,59 @@ fn target(size: (usize, usize), masks: ClassMasks, drop_empty: bool) -> Target {
     target
 }
 
-/// The student: from a segmenter, from weights of its backbone, or all drawn.
-fn student(config: &TrainConfig, network: &Mask2FormerConfig) -> Result<(Mask2Former, ParamStore)> {
-    let (builder, drawn): (_, &[&str]) = match (config.init.as_str(), config.backbone_weights.as_str()) {
-        ("", "") => (Builder::random(config.seed), &[]),
-        ("", name) => (Builder::from_source(weights::clip::visual(backbone(name, network)?)?, config.seed), &["sem_seg_head."]),
-        (init, _) => (Builder::from_source(initial(Path::new(init), network)?, config.seed), &[]),
+/// The names of the classes, for a head that compares with them.
+pub struct ClassNames {
+    /// Its sizes.
+    pub head: TextHead,
+    /// The vectors (S, D); `None` where the segmenter that is started from has them.
+    vectors: Option<Tensor>,
+}
+
+/// What the settings compare with; `None` with a linear layer.
+///
+/// # Errors
+/// A start whose head is a linear layer, a CLIP without a text tower.
+pub fn class_names(config: &TrainConfig, classes: &Classes) -> Result<Option<ClassNames>> {
+    if config.model.class_head == ClassHead::Linear {
+        return Ok(None);
+    }
+    if config.init.is_empty() {
+        let (head, vectors) = class_names::vectors(&config.backbone_weights, &config.backbone()?, classes)?;
+        return Ok(Some(ClassNames { head, vectors: Some(vectors) }));
+    }
+    let path = Path::new(&config.init);
+    let (found, _) = segmenter_file::read(path)?;
+    let head = match found.model {
+        Model::Mask2Former { mask2former } => mask2former.head.text,
+        Model::EncoderDecoder(_) => None,
+    };
+    head.map(|head| Some(ClassNames { head, vectors: None })).ok_or_else(|| {
+        let expected = "a head that compares with class names, as `model.class_head = \"text\"` says";
+        Error::data(path, expected, "another one", "start from a warm-up with the same value, or set model.class_head to linear")
+    })
+}
+
+/// The student: from a segmenter, from weights of its backbone and `vectors` of class names, or all drawn.
+fn student(
+    config: &TrainConfig,
+    network: &Mask2FormerConfig,
+    vectors: Option<Tensor>,
+) -> Result<(Mask2Former, Option<TextClasses>, ParamStore)> {
+    let drawn: &[&str] = if config.init.is_empty() { &["sem_seg_head.", VOID] } else { &[] };
+    let builder = match (config.init.as_str(), config.backbone_weights.as_str()) {
+        ("", "") => Builder::random(config.seed),
+        ("", name) => {
+            let weights = weights::clip::visual(backbone(name, network)?)?;
+            match vectors {
+                Some(vectors) => Builder::from_source(WithVectors { network: weights, vectors }, config.seed),
+                None => Builder::from_source(weights, config.seed),
+            }
+        }
+        (init, _) => Builder::from_source(initial(Path::new(init), network)?, config.seed),
     };
     let student = Mask2Former::new(network, &builder)?;
-    Ok((student, builder.finish_partial(drawn, &[])?))
+    let classes = network.head.text.as_ref().map(|text| TextClasses::build(text, &builder)).transpose()?;
+    Ok((student, classes, builder.finish_partial(drawn, &[])?))
 }
 
 /// The CLIP of that name: the one inside the program, or a file.

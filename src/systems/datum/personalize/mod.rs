@@ -11,8 +11,9 @@ use super::config::{Method, PersonalizeConfig};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::resize::antialiased;
-use crate::diffusion::model::Model;
+use crate::diffusion::model::{MOST_PIXELS, Model};
 use crate::io::images::{self, RgbImage};
+use crate::models::stable_diffusion::config::VaeConfig;
 use crate::report::tensorboard;
 use crate::train::checkpoint::Resume;
 use crate::train::run_dir::RunDir;
@@ -41,6 +42,7 @@ pub fn run(
         return Err(Error::Usage("personalize needs at least one photo of the target".into()));
     }
     let base = base::pipeline(&config.base, &places.hub, progress)?;
+    check_crop(&config, &base.vae_config)?;
     let origin = base.origin()?;
     let model = Model::of(base)?;
     let class_images =
@@ -83,6 +85,17 @@ pub fn with_method_defaults(config: &PersonalizeConfig) -> PersonalizeConfig {
     config
 }
 
+/// A crop has at least one latent.
+fn check_crop(config: &PersonalizeConfig, autoencoder: &VaeConfig) -> Result<()> {
+    let (crop, least) = (config.crop_size, autoencoder.downsampling());
+    if crop < least {
+        return Err(Error::Usage(format!(
+            "--crop-size {crop}: this model makes one value of {least}x{least} pixels; give at least that"
+        )));
+    }
+    Ok(())
+}
+
 /// A photo with its shorter side at `resolution`.
 ///
 /// # Source
@@ -100,6 +113,11 @@ fn photo(path: &Path, config: &PersonalizeConfig) -> Result<RgbImage> {
         return Ok(image);
     }
     let other = (config.resolution as f64 * long as f64 / short as f64) as usize;
+    if config.resolution.saturating_mul(other) > MOST_PIXELS {
+        let expected = format!("a photo whose shorter side can be {} pixels", config.resolution);
+        let found = format!("{}x{}, which would become {other} long", image.width, image.height);
+        return Err(Error::data(path, expected, found, "cut out the part to learn from, or give a smaller --resolution"));
+    }
     let size = if image.height <= image.width { (config.resolution, other) } else { (other, config.resolution) };
     Ok(antialiased(&image, size))
 }

@@ -2,7 +2,7 @@
 
 use super::base::{self, Places};
 use super::dreambooth::{DreamBooth, text_plan, unet_plan};
-use super::{Method, PersonalizeConfig, photo, with_method_defaults};
+use super::{Method, PersonalizeConfig, check_crop, photo, with_method_defaults};
 use crate::base::Result;
 use crate::base::progress::Progress;
 use crate::diffusion::folder::PipelineFolder;
@@ -77,6 +77,7 @@ pub fn plan(config: &PersonalizeConfig, places: &Places, available: Option<u64>,
     let config = with_method_defaults(config);
     let photos = config.images.iter().map(|path| photo(Path::new(path), &config)).collect::<Result<Vec<_>>>()?;
     let folder = base::pipeline(&config.base, &places.hub, progress)?;
+    check_crop(&config, &folder.vae_config)?;
     let sources = [folder.unet()?, folder.text()?, folder.vae()?];
     let other = match config.method {
         Method::Full => Method::Lora,

@@ -1,10 +1,11 @@
 //! `datum generate`: the pseudo-target data set, image by image, resumable and shardable.
 
+mod blank;
+mod plan;
+
 use super::base;
 use super::config::GenerateConfig;
-use super::forecast::Forecast;
 use super::start::InitialPhotos;
-use crate::base::heap::peak_memory;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, device, interrupt};
 use crate::diffusion::model::Model;
@@ -15,10 +16,10 @@ use crate::io::manifest::{self, GenerationFacts, ImageRecord, Manifest};
 use crate::io::weights::TensorSource;
 use crate::io::{hash, png_text, weights};
 use crate::prompting::{ClassSet, PromptFile, Prompts};
-use crate::report::terminal;
 use crate::train::run_dir::RunDir;
+use blank::{Item, REDRAWS, draw_all, is_blank};
 use candle_core::Tensor;
-use serde::Serialize;
+pub use plan::{Plan, plan};
 use std::path::{Path, PathBuf};
 
 /// Where the pictures lie below the output folder.
@@ -44,6 +45,13 @@ impl std::str::FromStr for Shard {
             Some((index, count)) if index < count => Ok(Self { index, count }),
             _ => Err(Error::Usage(format!("--shard {text}: expected I/N with I from 0 to N − 1, e.g. 0/4"))),
         }
+    }
+}
+
+impl Shard {
+    /// The run folder of this part of the set in `output`.
+    pub fn folder(&self, output: &Path) -> PathBuf {
+        output.join("shards").join(format!("{}-of-{}", self.index, self.count))
     }
 }
 
@@ -96,7 +104,7 @@ pub fn run(
     progress.stage("generate", mine.len() as u64, kept);
     // Without `--output`, the same command would begin another folder.
     let again = || format!("run the same command with `--output {}`; finished images are kept", output.display());
-    let mut made = 0;
+    let (mut made, mut blank) = (0, 0);
     for batch in missing.chunks(config.batch_size.max(1)) {
         if interrupt::requested() {
             return Err(Error::Interrupted { resume: again() });
@@ -105,73 +113,25 @@ pub fn run(
             Error::Interrupted { .. } => Error::Interrupted { resume: again() },
             other => other,
         })?;
-        for (&j, picture) in batch.iter().zip(pictures) {
-            let record = job.write(&folder, run.path(), j, &picture)?;
+        if kept + made == 0 && job.may_redraw() && pictures.iter().all(|(_, picture)| is_blank(picture)) {
+            return Err(nothing_drawn(&config.model));
+        }
+        for (item, picture) in pictures {
+            let record = job.write(&folder, run.path(), item, &picture)?;
+            if is_blank(&picture) {
+                progress.warn(&format!("{} shows nothing: one colour, {}", record.file, job.tries(item)));
+                blank += 1;
+            }
             manifest.append(record)?;
             made += 1;
         }
         progress.step(kept + made, "");
     }
     progress.end();
-    Ok(Generated { folder, made, kept })
-}
-
-/// What a generation would do and need.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Plan {
-    /// Images of this shard that are not there yet, when `output` is named; else all of them.
-    pub images: u64,
-    /// Different prompts.
-    pub prompts: usize,
-    /// Height and width in pixels.
-    pub size: (usize, usize),
-    /// Denoising steps of an image.
-    pub steps: usize,
-    /// What it will take.
-    pub forecast: Forecast,
-}
-
-/// Measures two denoising steps and the decoder on one batch. Writes nothing.
-///
-/// # Errors
-/// Those of [`run`] before the first image.
-pub fn plan(config: &GenerateConfig, output: Option<&Path>, places: &base::Places, progress: &dyn Progress) -> Result<Plan> {
-    config.validate()?;
-    let prompts = PromptFile::open(&config.prompts)?.expand(&config.identifier, ClassSet::Things)?;
-    let different = prompts.len();
-    let shard = if config.shard.is_empty() { Shard { index: 0, count: 1 } } else { config.shard.parse()? };
-    let model = base::open(&config.model, &config.lora, places, progress)?;
-    let job = Job::new(config, &model, prompts, progress)?;
-    output.map_or(Ok(()), |output| job.check(output))?;
-    let manifest = output.map(|run| run.join(MANIFEST)).filter(|path| path.is_file());
-    let manifest = manifest.map(|path| Manifest::open(&path)).transpose()?;
-    let is_missing = |j: &u64| !manifest.as_ref().is_some_and(|manifest| job.is_made(manifest, *j));
-    let images = (0..config.count).filter(|j| j % shard.count == shard.index).filter(is_missing).count() as u64;
-    progress.say("measuring two denoising steps and the decoder");
-    let batch: Vec<u64> = (0..config.count.min(config.batch_size.max(1) as u64)).collect();
-    let seconds_each = job.rehearse(&batch)? / batch.len() as f64;
-    let (height, width) = job.size;
-    let forecast = Forecast {
-        seconds_each,
-        seconds: seconds_each * images as f64,
-        peak_bytes: peak_memory(),
-        // PNG of photos: about two thirds of the raw bytes.
-        disk_bytes: images * (height * width * 2) as u64,
-    };
-    Ok(Plan { images, prompts: different, size: job.size, steps: config.steps, forecast })
-}
-
-impl Plan {
-    /// The plan for people.
-    pub fn text(&self) -> String {
-        let (height, width) = self.size;
-        let mut facts = vec![
-            ("images", format!("{} of {width}x{height}, {} prompts", self.images, self.prompts)),
-            ("denoising", format!("{} steps", self.steps)),
-        ];
-        facts.extend(self.forecast.facts("an image"));
-        format!("{}\n\nmeasured in two denoising steps; nothing was written", terminal::facts(&facts))
+    if blank > 0 {
+        progress.warn(&format!("{blank} of {made} images show nothing; they stay in the set unless you remove them"));
     }
+    Ok(Generated { folder, made, kept })
 }
 
 struct Job<'a> {
@@ -215,12 +175,24 @@ impl<'a> Job<'a> {
         format!("im_{j}_p{}.png", self.prompts.of_image(j).0)
     }
 
-    fn facts(&self, j: u64) -> GenerationFacts {
+    /// Blank images get other seeds, unless what they start from is given.
+    fn may_redraw(&self) -> bool {
+        self.latents.is_none()
+    }
+
+    /// How often an image was tried, for people.
+    fn tries(&self, item: Item) -> String {
+        if item.redraws > 0 { format!("also with {} other seeds", item.redraws) } else { "from the latents given".into() }
+    }
+
+    fn facts(&self, item: Item) -> GenerationFacts {
+        let j = item.j;
         GenerationFacts {
             index: j,
+            redraws: item.redraws,
             prompt: self.prompts.of_image(j).1.to_string(),
             negative_prompt: self.config.negative_prompt.clone(),
-            seed: self.config.seed.wrapping_add(j),
+            seed: self.config.seed.wrapping_add(offset(item)),
             steps: self.config.steps,
             guidance_scale: self.config.guidance_scale,
             scheduler: self.config.scheduler.clone(),
@@ -235,13 +207,13 @@ impl<'a> Job<'a> {
     fn check(&self, output: &Path) -> Result<()> {
         for path in manifests(output) {
             let (records, _) = manifest::read::<ImageRecord>(&path)?;
-            let other = records.iter().map(|record| &record.facts).find(|facts| **facts != self.facts(facts.index));
+            let other = records.iter().map(|record| &record.facts).find(|facts| **facts != self.facts(item(facts)));
             if let Some(there) = other {
                 return Err(Error::Usage(format!(
                     "{} holds images of other settings: image {} has {}\n  next: choose another `--output`, or remove that folder",
                     output.display(),
                     there.index,
-                    differences(there, &self.facts(there.index))
+                    differences(there, &self.facts(item(there)))
                 )));
             }
         }
@@ -262,24 +234,29 @@ impl<'a> Job<'a> {
 
     /// True when image `j` was made with exactly these settings and is intact.
     fn is_made(&self, manifest: &Manifest, j: u64) -> bool {
-        manifest.intact(j).is_some_and(|record| record.facts == self.facts(j))
+        manifest.intact(j).is_some_and(|record| record.facts == self.facts(item(&record.facts)))
     }
 
-    fn make(&mut self, batch: &[u64]) -> Result<Vec<RgbImage>> {
-        let mut requests = batch.iter().map(|&j| self.request(j)).collect::<Result<Vec<_>>>()?;
+    /// The pictures of a batch, each with the number of seeds that gave nothing.
+    fn make(&mut self, batch: &[u64]) -> Result<Vec<(Item, RgbImage)>> {
+        draw_all(batch, self.may_redraw(), |items| self.draw(items))
+    }
+
+    fn draw(&mut self, items: &[Item]) -> Result<Vec<RgbImage>> {
+        let mut requests = items.iter().map(|&item| self.request(item)).collect::<Result<Vec<_>>>()?;
         let painted = match self.initial.needs_pictures() {
             true => self.sampler.sample(&requests, &self.style_settings())?.into_iter().map(Some).collect(),
-            false => vec![None; batch.len()],
+            false => vec![None; items.len()],
         };
-        for ((request, &j), painted) in requests.iter_mut().zip(batch).zip(painted) {
-            request.initial = self.initial(j, painted.as_ref())?;
+        for ((request, item), painted) in requests.iter_mut().zip(items).zip(painted) {
+            request.initial = self.initial(item.j, painted.as_ref())?;
         }
         self.sampler.sample(&requests, &self.settings)
     }
 
     /// Seconds that a batch takes, about.
     fn rehearse(&self, batch: &[u64]) -> Result<f64> {
-        let mut requests = batch.iter().map(|&j| self.request(j)).collect::<Result<Vec<_>>>()?;
+        let mut requests = batch.iter().map(|&j| self.request(Item { j, redraws: 0 })).collect::<Result<Vec<_>>>()?;
         let mut seconds = 0.0;
         if self.initial.needs_pictures() {
             seconds += self.sampler.rehearse(&requests, &self.style_settings())?.as_secs_f64();
@@ -295,9 +272,9 @@ impl<'a> Job<'a> {
         SamplingSettings { steps: self.config.style_steps(), ..self.settings.clone() }
     }
 
-    /// Image `j` from noise alone.
-    fn request(&self, j: u64) -> Result<Request> {
-        let facts = self.facts(j);
+    /// An image from noise alone.
+    fn request(&self, item: Item) -> Result<Request> {
+        let (j, facts) = (item.j, self.facts(item));
         let latents = match &self.latents {
             None => None,
             Some(all) if (j as usize) < all.dim(0)? => Some(all.narrow(0, j as usize, 1)?),
@@ -319,13 +296,31 @@ impl<'a> Job<'a> {
         Ok(Some((self.sampler.encode(&to_tensor(&[photo])?)?, self.config.strength)))
     }
 
-    fn write(&self, folder: &Path, run: &Path, j: u64, picture: &RgbImage) -> Result<ImageRecord> {
-        let path = folder.join(self.name(j));
-        let facts = self.facts(j);
+    fn write(&self, folder: &Path, run: &Path, item: Item, picture: &RgbImage) -> Result<ImageRecord> {
+        let path = folder.join(self.name(item.j));
+        let facts = self.facts(item);
         png_text::write(&path, &picture.pixels, &facts, self.settings.sampler.display_name())?;
         let file = relative(&path, run);
         Ok(ImageRecord { file, blake3: hash::file(&path)?, facts })
     }
+}
+
+/// The image that a record is of.
+fn item(facts: &GenerationFacts) -> Item {
+    Item { j: facts.index, redraws: facts.redraws }
+}
+
+/// From the seed of the set to that of an image: seeds of other tries lie far from those of other images.
+fn offset(item: Item) -> u64 {
+    item.j.wrapping_add(u64::from(item.redraws) << 32)
+}
+
+/// The first images of a set are all blank: so would be the others.
+fn nothing_drawn(model: &str) -> Error {
+    Error::environment(
+        format!("the first images by `{model}` show nothing but one colour, also with {REDRAWS} other seeds; none was kept"),
+        "try `--dtype f32`, since half precision draws black where values leave its range; a lower --guidance-scale; or another model",
+    )
 }
 
 /// The manifests of a whole set and of its shards.
@@ -345,7 +340,7 @@ fn differences(there: &GenerationFacts, wanted: &GenerationFacts) -> String {
 fn described(facts: &GenerationFacts) -> [(&'static str, String); 9] {
     let start = if facts.start.is_empty() { "noise" } else { facts.start.as_str() };
     [
-        ("seed", facts.seed.wrapping_sub(facts.index).to_string()),
+        ("seed", facts.seed.wrapping_sub(offset(item(facts))).to_string()),
         ("prompt", format!("{:?}", facts.prompt)),
         ("negative prompt", format!("{:?}", facts.negative_prompt)),
         ("steps", facts.steps.to_string()),
