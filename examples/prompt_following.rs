@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     };
     let classes = segmenter_file::read(&segmenter_file::locate(segmenter))?.0.classes;
     let output = tempfile::tempdir().map_err(|e| Error::io("a temporary folder", e))?;
-    evaluate::predict(segmenter, &[run.join("images")], output.path(), Format::TrainIds, &Silent)?;
+    evaluate::predict(segmenter, &[run.join("images")], output.path(), Format::TrainIds, None, &Silent)?;
     let pictures = pictures(run)?;
     let seen = pictures.iter().map(|picture| visible(output.path(), picture)).collect::<Result<Vec<_>>>()?;
     println!("| prompt names | pictures | show it | chance |\n|---|---|---|---|");

@@ -170,7 +170,7 @@ fn mask2former() {
             text: text.map(|width| TextHead { width, synonyms: vec![1; 19] }),
             ..Default::default()
         };
-        let config = Mask2FormerConfig { backbone, freeze_backbone: false, head };
+        let config = Mask2FormerConfig { backbone, freeze_backbone: false, head, ensemble: None };
         let classes = TextClasses::new(image("vectors", &[19, 24]), vec![1; 19], image("void", &[1, 24]));
         check(&format!("{config:?}"), MASKED, |builder| {
             let network = Mask2Former::new(&config, builder).unwrap();

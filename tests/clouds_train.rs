@@ -351,7 +351,49 @@ fn a_head_that_compares_with_class_names_is_trained_resumed_and_used() {
     std::fs::rename(folder.join("warm"), folder.join("warm-text")).unwrap();
     self::warm(folder);
     let linear = error(&joint);
-    assert!(linear.contains("compares with class names") && linear.contains("set model.class_head to linear"), "{linear}");
+    assert!(linear.contains("model.class_head = \"text\"") && linear.contains("a warm-up with the same value"), "{linear}");
+}
+
+#[test]
+fn clip_has_a_say_where_the_settings_want_it() {
+    let folder = streets();
+    let folder = folder.path();
+    let clip = folder.join("clip.safetensors");
+    tiny_clip(&clip);
+    let asking = |stage, steps| {
+        let mut config = config(folder, stage, steps);
+        (config.model.ensemble, config.model.freeze_backbone, config.teacher.ensemble) = (true, true, stage == Part::Joint);
+        config
+    };
+    let train = |config: &TrainConfig, name: &str| {
+        let dir = RunDir::create(Some(&folder.join(name)), folder, "train").unwrap();
+        run_with(config, Some(Box::new(Columns)), &dir, None, &nowhere(), &Silent)
+    };
+    train(&TrainConfig { backbone_weights: clip.display().to_string(), ..asking(Part::Warmup, 4) }, "warm").unwrap();
+    let joint = train(&asking(Part::Joint, 2), "joint").unwrap();
+
+    let images = datum::base::Rng::stream(1, "images", &[]).normal_tensor(&[1, 3, 64, 96], &Device::Cpu).unwrap();
+    let scores = |share| -> Vec<f32> {
+        let segmenter = Segmenter::open_with(&joint, share).unwrap();
+        segmenter.scores(&images).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (trained, head, clip_alone) = (scores(None), scores(Some(0.0)), scores(Some(1.0)));
+    assert!(trained == scores(Some(0.4)) && trained != head && trained != clip_alone);
+    // What training changes does not ask CLIP: the head's own scores are those of a file without it.
+    let (header, source) = datum::systems::shared::segmenter_file::read(&joint).unwrap();
+    let names: Vec<String> = source.shapes().into_keys().filter(|name| !name.contains(".head.mlp.")).collect();
+    assert!(names.len() + 3 == source.shapes().len() && names.iter().any(|name| name.ends_with("clip_model.logit_scale")));
+    assert!(serde_json::to_string(&header).unwrap().contains("\"ensemble\":{\"alpha\":0.4"), "{header:?}");
+
+    // A teacher that does not ask labels otherwise.
+    let mut deaf = asking(Part::Joint, 2);
+    deaf.teacher.ensemble = false;
+    assert!(std::fs::read(train(&deaf, "deaf").unwrap()).unwrap() != std::fs::read(&joint).unwrap());
+
+    std::fs::rename(folder.join("warm"), folder.join("asked")).unwrap();
+    self::warm(folder);
+    let error = train(&asking(Part::Joint, 2), "other").unwrap_err().to_string();
+    assert!(error.contains("trained with model.ensemble = true") && error.contains("a warm-up with the same value"), "{error}");
 }
 
 #[test]
@@ -456,6 +498,10 @@ fn wrong_inputs_are_one_clear_error() {
         (format!("{tiny} --set crop.width=100"), 2, &["crop 100x64", "multiples of 32"]),
         (format!("{tiny} --set data.initial_size.hight=64"), 2, &["hight", "height"]),
         (format!("{tiny} --stage cold"), 2, &["cold", "warmup"]),
+        (format!("{tiny} --set model.ensemble=true"), 2, &["model.ensemble", "model.freeze_backbone"]),
+        (format!("{tiny} --set teacher.ensemble=true"), 2, &["teacher.ensemble", "--set model.ensemble=true"]),
+        ("evaluate --checkpoint warm --dataset street=day --ensemble 0.4".into(), 3, &["one without", "model.ensemble=true"]),
+        ("predict --checkpoint warm day/images --output seen --ensemble 2".into(), 2, &["--ensemble", "a number from 0 to 1"]),
     ] {
         let (found, stdout, stderr) = clouds(folder, &line);
         assert_eq!(found, code, "clouds {line}\n{stderr}");

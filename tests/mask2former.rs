@@ -10,10 +10,10 @@ use candle_core::{Device, Tensor, Var};
 use datum::base::Rng;
 use datum::io::weights::{self, SafetensorsFile, TensorSource, clip, clouds};
 use datum::labels::LabelMap;
-use datum::models::clip::{ConvNextConfig, TextTower, TextTowerConfig, VisualConfig};
+use datum::models::clip::{ConvNextConfig, ImageHeadConfig, ModifiedResNetConfig, TextTower, TextTowerConfig, VisualConfig};
 use datum::models::mask2former::{
-    Criterion, CriterionConfig, HeadConfig, Mask2Former, Mask2FormerConfig, Mask2FormerHead, Prediction, Target, TextClasses,
-    TextHead, VOID, assign, is_decayed, semantic_scores,
+    CLASS_VECTORS, Criterion, CriterionConfig, Ensemble, EnsembleConfig, HeadConfig, Mask2Former, Mask2FormerConfig,
+    Mask2FormerHead, Prediction, Target, TextClasses, TextHead, VOID, assign, is_decayed, semantic_scores,
 };
 use datum::nn::{self, Builder, Init, ParamStore, Pass, deformable_attention, sample_masks, sample_points};
 use std::collections::BTreeMap;
@@ -382,7 +382,7 @@ fn published_heads_are_read_without_rest() {
         let source = || Box::new(Zeros(published(None, head)));
         let expected = text_width.map_or(clouds::Classifier::Linear(19), clouds::Classifier::Text);
         assert_eq!(clouds::classifier(&*source()).unwrap(), expected);
-        let builder = Builder::from_source(clouds::network(source()).unwrap(), 0);
+        let builder = Builder::from_source(clouds::network(source(), false).unwrap(), 0);
         let text = text_width.map(|width| TextHead { width, synonyms: vec![1; 19] });
         let config = HeadConfig { text, ..Default::default() };
         Mask2FormerHead::new(&config, [192, 384, 768, 1536], &builder).unwrap();
@@ -405,8 +405,13 @@ fn a_whole_checkpoint_is_read_without_rest() {
     }
     file.insert("sem_seg_head.pixel_decoder.adapter_1.weight".into(), vec![256, 256, 1, 1]);
     let load = |file: Names| {
-        let builder = Builder::from_source(clouds::network(Box::new(Zeros(file)))?, 0);
-        let config = Mask2FormerConfig { backbone: config.visual.clone(), freeze_backbone: true, head: HeadConfig::default() };
+        let builder = Builder::from_source(clouds::network(Box::new(Zeros(file)), false)?, 0);
+        let config = Mask2FormerConfig {
+            backbone: config.visual.clone(),
+            freeze_backbone: true,
+            head: HeadConfig::default(),
+            ensemble: None,
+        };
         Mask2Former::new(&config, &builder)?;
         builder.finish()
     };
@@ -438,8 +443,8 @@ fn a_training_checkpoint_of_detectron2_gives_its_predictions() {
         decoder_hidden: 32,
         ..Default::default()
     };
-    let config = Mask2FormerConfig { backbone: VisualConfig::ConvNext(backbone), freeze_backbone: true, head };
-    let builder = Builder::from_source(clouds::network(open()).unwrap(), 0);
+    let config = Mask2FormerConfig { backbone: VisualConfig::ConvNext(backbone), freeze_backbone: true, head, ensemble: None };
+    let builder = Builder::from_source(clouds::network(open(), false).unwrap(), 0);
     let model = Mask2Former::new(&config, &builder).unwrap();
     builder.finish().unwrap();
     let features = model.features(&fill::image("input", &[1, 3, 64, 96]), &Pass::eval()).unwrap();
@@ -456,9 +461,65 @@ fn a_training_checkpoint_of_detectron2_gives_its_predictions() {
     builder.finish().unwrap();
 }
 
+/// Maps of a tower and CLIP's opinion of two images' masks, one of which has no pixel.
+fn mixed(visual: VisualConfig, image_head: ImageHeadConfig, valid_mask_only: bool) -> Tensor {
+    let names = TextHead { width: 24, synonyms: vec![2, 1, 2] };
+    let config = EnsembleConfig { alpha: 0.4, valid_mask_only, image_head, names };
+    let builder = Builder::random(0);
+    let tower = visual.build(&builder.pp("backbone").pp("clip_model").pp("visual")).unwrap();
+    let ensemble = Ensemble::build(&config, &visual, &builder).unwrap();
+    let store = builder.finish().unwrap();
+    fill::fill_store(&store, "");
+    let vectors = datum::models::clip::unit(&fill::image("text", &[5, 24])).unwrap();
+    store.get(CLASS_VECTORS).unwrap().set(&vectors).unwrap();
+    let masks = fill::image("masks", &[2, 10, 16, 24]);
+    let none = (masks.narrow(1, 3, 1).unwrap().abs().unwrap() + 0.1).unwrap().neg().unwrap();
+    let masks = Tensor::cat(&[&masks.narrow(1, 0, 3).unwrap(), &none, &masks.narrow(1, 4, 6).unwrap()], 1).unwrap();
+    let answer = Prediction { logits: fill::image("logits", &[2, 10, 4]), masks };
+    let maps = tower.features(&fill::image("input", &[2, 3, 64, 96]), &Pass::eval()).unwrap();
+    ensemble.mix(&answer, &maps[3]).unwrap().logits
+}
+
+/// Values come from tests/golden/ensemble.safetensors, made by tests/golden/ensemble.py.
+#[test]
+fn clip_has_a_say_in_the_class_of_a_mask_as_published() {
+    let file = SafetensorsFile::open(&path("ensemble.safetensors")).unwrap();
+    let convnext = VisualConfig::ConvNext(ConvNextConfig { depths: [1, 1, 2, 1], widths: [8, 16, 24, 32], drop_path: 0.0 });
+    let resnet = VisualConfig::ResNet(ModifiedResNetConfig { depths: [1, 2, 1, 1], width: 8 });
+    let (mean, attention) = (ImageHeadConfig::Mean { hidden: Some(48) }, ImageHeadConfig::Attention { side: 2 });
+    for (name, visual, head, valid) in [
+        ("convnext/alpha", &convnext, mean, false),
+        ("convnext/valid", &convnext, mean, true),
+        ("resnet/valid", &resnet, attention, true),
+    ] {
+        assert_close(name, &mixed(visual.clone(), head, valid), &get(&file, name), 1e-5);
+    }
+    // Without `valid_mask_only` a mask without a pixel has no number in the published code; here it has, and all others are the same.
+    let (found, expected) = (mixed(resnet, attention, false), get(&file, "resnet/valid"));
+    assert!(values(&found).iter().all(|value| value.is_finite()));
+    let rows = |logits: &Tensor| logits.reshape((20, 4)).unwrap().to_vec2::<f32>().unwrap();
+    let differs = |(a, b): &(Vec<f32>, Vec<f32>)| a.iter().zip(b).any(|(a, b)| (a - b).abs() > 1e-4);
+    assert_eq!(rows(&found).into_iter().zip(rows(&expected)).filter(differs).count(), 3);
+}
+
+#[test]
+fn heads_of_towers_are_read_from_shapes() {
+    let shapes = |names: &[(&str, &[usize])]| names.iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+    let of = |names| ImageHeadConfig::of(&shapes(names));
+    assert_eq!(of(&[("attnpool.positional_embedding", &[50, 2048])]), Some(ImageHeadConfig::Attention { side: 7 }));
+    assert_eq!(of(&[("head.mlp.fc1.weight", &[1536, 768])]), Some(ImageHeadConfig::Mean { hidden: Some(1536) }));
+    assert_eq!(of(&[("head.proj.weight", &[512, 1024])]), Some(ImageHeadConfig::Mean { hidden: None }));
+    assert_eq!(of(&[("trunk.stem.0.weight", &[8, 3, 4, 4])]), None);
+}
+
 fn tiny(freeze_backbone: bool) -> (Mask2Former, ParamStore) {
     let backbone = ConvNextConfig { depths: [1, 1, 1, 1], widths: [12, 16, 24, 32], drop_path: 0.1 };
-    let config = Mask2FormerConfig { backbone: VisualConfig::ConvNext(backbone), freeze_backbone, head: head_config(false) };
+    let config = Mask2FormerConfig {
+        backbone: VisualConfig::ConvNext(backbone),
+        freeze_backbone,
+        head: head_config(false),
+        ensemble: None,
+    };
     let builder = Builder::random(7);
     let model = Mask2Former::new(&config, &builder).unwrap();
     (model, builder.finish().unwrap())

@@ -9,6 +9,12 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::PathBuf;
 
+/// A number from 0 to 1.
+pub fn share(text: &str) -> std::result::Result<f64, String> {
+    let value = text.parse().ok().filter(|value| (0.0..=1.0).contains(value));
+    value.ok_or_else(|| "expected a number from 0 to 1".into())
+}
+
 /// Where and how tensors are computed.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Computing")]

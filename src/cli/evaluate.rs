@@ -1,12 +1,12 @@
 //! `datum evaluate`
 
-use super::common::{ComputeArgs, DisplayArgs};
+use super::common::{self, ComputeArgs, DisplayArgs};
 use super::settings;
 use crate::base::progress::Progress;
 use crate::base::{Error, Result};
 use crate::data::Dataset;
 use crate::eval::{self, Evaluation, Inference, SeedScores, Series};
-use crate::systems::datum::evaluate;
+use crate::systems::datum::evaluate::{self, Asked};
 use crate::systems::shared::segmenter_file;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,10 @@ pub struct EvaluateArgs {
     /// Step between windows in pixels
     #[arg(long, default_value_t = 512, value_name = "PIXELS")]
     stride: usize,
+    /// Share of CLIP's own opinion in the class of a mask, 0 to 1 (FC-CLIP has 0.4): for published checkpoints that hold the whole
+    /// CLIP, and those trained with `model.ensemble` [default: as trained; published checkpoints: 0]
+    #[arg(long, value_name = "SHARE", value_parser = common::share, conflicts_with = "predictions")]
+    ensemble: Option<f64>,
     /// Exit with code 1 when the mIoU is below this value (0 to 1)
     #[arg(long, value_name = "MIOU")]
     fail_under: Option<f64>,
@@ -130,5 +134,5 @@ fn evaluation(
         }
         InferenceChoice::Slide => Inference::Slide { window: (args.window, args.window), stride: (args.stride, args.stride) },
     };
-    evaluate::checkpoint(checkpoint, dataset, split, inference, overlays, progress)
+    evaluate::checkpoint(checkpoint, dataset, split, Asked { inference, ensemble: args.ensemble }, overlays, progress)
 }

@@ -1,6 +1,6 @@
 //! `datum predict`
 
-use super::common::{ComputeArgs, DisplayArgs};
+use super::common::{self, ComputeArgs, DisplayArgs};
 use crate::base::{Error, Result};
 use crate::eval::Format;
 use crate::systems::datum::evaluate;
@@ -25,6 +25,10 @@ pub struct PredictArgs {
     /// Share of the class colours over the photo, 0 to 1
     #[arg(long, default_value_t = 0.5, value_name = "X")]
     opacity: f32,
+    /// Share of CLIP's own opinion in the class of a mask, 0 to 1 (FC-CLIP has 0.4): for published checkpoints that hold the whole
+    /// CLIP, and those trained with `model.ensemble` [default: as trained; published checkpoints: 0]
+    #[arg(long, value_name = "SHARE", value_parser = common::share)]
+    ensemble: Option<f64>,
     /// Colour overlays, palette images of train ids, or gray images of label ids
     #[arg(long, value_enum, default_value = "color")]
     format: FormatChoice,
@@ -56,7 +60,8 @@ pub fn run(args: PredictArgs) -> Result<()> {
         FormatChoice::LabelIds => Format::LabelIds,
     };
     let progress = args.display.progress();
-    let (written, unreadable) = evaluate::predict(&args.checkpoint, &args.inputs, &args.output, format, &progress)?;
+    let (written, unreadable) =
+        evaluate::predict(&args.checkpoint, &args.inputs, &args.output, format, args.ensemble, &progress)?;
     let result = json!({ "written": written, "unreadable": unreadable, "output": args.output.display().to_string() });
     args.display.result(&result, || format!("{}", args.output.display()))
 }

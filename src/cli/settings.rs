@@ -32,7 +32,6 @@ const SHIPPED: &[(&str, &str)] = &[
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano-things", include_str!("../../recipes/nano-things.toml")),
     ("nano-things-2", include_str!("../../recipes/nano-things-2.toml")),
-    ("nano-things-3", include_str!("../../recipes/nano-things-3.toml")),
     ("nano", include_str!("../../recipes/nano.toml")),
     ("demo", include_str!("../../recipes/demo.toml")),
     ("demo-fast", include_str!("../../recipes/demo-fast.toml")),

@@ -46,7 +46,7 @@ pub struct Subject {
     pub root: PathBuf,
     /// The split; none for all pictures.
     pub split: Option<String>,
-    /// `whole`, or `slide WINDOW STRIDE`.
+    /// `whole`, or `slide WINDOW STRIDE`; behind it `, ensemble SHARE` where one was asked for.
     pub inference: String,
 }
 

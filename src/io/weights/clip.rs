@@ -7,15 +7,38 @@ use std::collections::BTreeMap;
 
 /// Where checkpoints of segmenters keep their CLIP.
 pub(super) const PREFIX: &str = "backbone.clip_model.";
+/// The scale of products of vectors.
+pub(super) const LOGIT_SCALE: &str = "logit_scale";
 /// The parts of the text tower.
 const TEXT: [&str; 5] = ["token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection"];
 
-/// The image tower under the names `backbone.clip_model.visual.…`, from any of the layouts. What makes one vector of an
-/// image, and counters of batch norms, are left out.
+/// The image tower under the names `backbone.clip_model.visual.…`, from any of the layouts. What makes vectors of its map, and
+/// counters of batch norms, are left out.
 ///
 /// # Errors
 /// A file that holds no image tower.
 pub fn visual(source: Box<dyn TensorSource>) -> Result<Points<Renamed<Box<dyn TensorSource>>>> {
+    tower(source, false)
+}
+
+/// [`visual`] with what makes vectors of its map, and with the scale of their products, `backbone.clip_model.logit_scale`.
+///
+/// # Errors
+/// As [`visual`].
+pub fn visual_with_head(source: Box<dyn TensorSource>) -> Result<Points<Renamed<Box<dyn TensorSource>>>> {
+    tower(source, true)
+}
+
+/// The shapes of what makes vectors of the map, by names below `visual.`, in a source with the names of [`visual_with_head`].
+pub fn head_shapes(source: &dyn TensorSource) -> BTreeMap<String, Vec<usize>> {
+    let below = |(name, shape): (String, Vec<usize>)| {
+        let name = name.strip_prefix(PREFIX)?.strip_prefix("visual.")?;
+        is_head(name).then(|| (name.to_string(), shape))
+    };
+    source.shapes().into_iter().filter_map(below).collect()
+}
+
+fn tower(source: Box<dyn TensorSource>, with_head: bool) -> Result<Points<Renamed<Box<dyn TensorSource>>>> {
     let names: Vec<String> = source.shapes().into_keys().collect();
     let starts = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
     let (theirs, ours) = match (starts("backbone.clip_model.visual."), starts("visual."), starts("stages.")) {
@@ -32,8 +55,11 @@ pub fn visual(source: Box<dyn TensorSource>) -> Result<Points<Renamed<Box<dyn Te
         }
     };
     let rename = move |name: &str| {
+        if with_head && bare(name) == LOGIT_SCALE {
+            return Some(format!("{PREFIX}{LOGIT_SCALE}"));
+        }
         let place = format!("{ours}{}", name.strip_prefix(theirs)?);
-        (!is_unused_visual(&place)).then(|| format!("{PREFIX}visual.{place}"))
+        (!is_unused_visual(&place, with_head)).then(|| format!("{PREFIX}visual.{place}"))
     };
     Ok(Points(Renamed::new(source, rename)))
 }
@@ -66,9 +92,13 @@ pub(super) fn is_text(name: &str) -> bool {
 }
 
 /// What segmentation does not need of an image tower, below `visual.`.
-pub(super) fn is_unused_visual(name: &str) -> bool {
-    ["head.", "trunk.head.", "trunk.norm.", "attnpool."].iter().any(|part| name.starts_with(part))
-        || name.ends_with("num_batches_tracked")
+pub(super) fn is_unused_visual(name: &str, with_head: bool) -> bool {
+    (is_head(name) && !with_head) || name.starts_with("trunk.norm.") || name.ends_with("num_batches_tracked")
+}
+
+/// What makes vectors of the map, below `visual.`.
+fn is_head(name: &str) -> bool {
+    ["head.", "trunk.head.", "attnpool."].iter().any(|part| name.starts_with(part))
 }
 
 /// A source whose 1×1 convolutions in ConvNeXt blocks are seen as linear layers: timm writes its small sizes that way.

@@ -35,22 +35,25 @@ pub fn classifier(source: &dyn TensorSource) -> Result<Classifier> {
 }
 
 /// The network of a checkpoint under the names of `models::mask2former`. Left out, as the network does not have them: the text
-/// tower, CLIP's pooling layers, the teacher, SAM, weights of the losses, and the vector of "no object" of a head that does
-/// not use it. All else stays visible to the strict check.
+/// tower, CLIP's pooling layers and scale (but `with_image_head`), the teacher, SAM, weights of the losses, and the vector of
+/// "no object" of a head that does not use it. All else stays visible to the strict check.
 ///
 /// # Errors
 /// See [`classifier`].
-pub fn network(source: Box<dyn TensorSource>) -> Result<Points<Renamed<Box<dyn TensorSource>>>> {
+pub fn network(source: Box<dyn TensorSource>, with_image_head: bool) -> Result<Points<Renamed<Box<dyn TensorSource>>>> {
     let with_void = matches!(classifier(&*source)?, Classifier::Text(_));
     Ok(Points(Renamed::new(source, move |name| {
-        (!is_unused(name, with_void)).then(|| name.replace(".static_query.", ".query_feat."))
+        (!is_unused(name, with_void, with_image_head)).then(|| name.replace(".static_query.", ".query_feat."))
     })))
 }
 
-fn is_unused(name: &str, with_void: bool) -> bool {
+fn is_unused(name: &str, with_void: bool, with_image_head: bool) -> bool {
     if let Some(name) = name.strip_prefix(PREFIX) {
         let visual = name.strip_prefix("visual.");
-        return clip::is_text(name) || matches!(name, "logit_scale" | "attn_mask") || visual.is_some_and(clip::is_unused_visual);
+        return clip::is_text(name)
+            || name == "attn_mask"
+            || (name == clip::LOGIT_SCALE && !with_image_head)
+            || visual.is_some_and(|name| clip::is_unused_visual(name, with_image_head));
     }
     let others = ["sem_seg_head_ema.", "sam.", "criterion.", "pixel_mean", "pixel_std"];
     others.iter().any(|part| name.starts_with(part)) || (!with_void && name == "void_embedding.weight")

@@ -1,12 +1,12 @@
 //! A whole CLIP: both towers, the vector of an image, and the loss that brings images and their captions together.
 
+use super::image_head::MeanHead;
 use super::{ClipConfig, ConvNext, TextTower, VisualConfig};
 use crate::base::{Error, Result};
 use crate::models::segmenter::Encoder;
-use crate::nn::{Builder, Init, LayerNorm, Linear, Pass, cross_entropy, gelu, linear};
+use crate::nn::{Builder, Init, Pass, cross_entropy, linear};
 use candle_core::{D, Result as TensorResult, Tensor};
 
-const EPS: f64 = 1e-6;
 /// Logarithm of 1/0.07, the first logit scale.
 const FIRST_LOGIT_SCALE: f32 = 2.659_26;
 /// Logarithm of 100, the largest logit scale: [`Clip::logit_scale`] is kept at or below it after each step.
@@ -21,9 +21,7 @@ pub const LOGIT_SCALE: &str = "logit_scale";
 #[derive(Debug)]
 pub struct Clip {
     trunk: ConvNext,
-    norm: LayerNorm,
-    widen: Linear,
-    narrow: Linear,
+    head: MeanHead,
     text: TextTower,
     logit_scale: Tensor,
 }
@@ -38,12 +36,9 @@ impl Clip {
             return Err(Error::Usage("vectors of images are made by ConvNeXt towers only\n  next: choose a ConvNeXt".into()));
         };
         let (width, embedding, visual) = (convnext.widths[3], config.text.embedding, builder.pp("visual"));
-        let (trunk, mlp) = (visual.pp("trunk"), visual.pp("head").pp("mlp"));
         Ok(Self {
-            trunk: ConvNext::new(convnext, &trunk)?,
-            norm: LayerNorm::new(width, EPS, &trunk.pp("head").pp("norm"))?,
-            widen: Linear::new(width, 2 * embedding, &mlp.pp("fc1"))?,
-            narrow: Linear::no_bias(2 * embedding, embedding, &mlp.pp("fc2"))?,
+            trunk: ConvNext::new(convnext, &visual.pp("trunk"))?,
+            head: MeanHead::new(width, Some(2 * embedding), embedding, &visual)?,
             text: TextTower::new(&config.text, builder)?,
             logit_scale: builder.get(&[], LOGIT_SCALE, Init::Constant { value: FIRST_LOGIT_SCALE })?,
         })
@@ -55,8 +50,7 @@ impl Clip {
     /// `images` (B, 3, H, W), normalised with [`NORMALIZATION`](super::NORMALIZATION), H and W multiples of 32 → (B, D)
     pub fn image_vectors(&self, images: &Tensor, pass: &Pass) -> TensorResult<Tensor> {
         let maps = self.trunk.features(images, pass)?;
-        let pooled = maps[maps.len() - 1].flatten_from(2)?.mean(2)?; // (B, C)
-        self.narrow.forward(&gelu(&self.widen.forward(&self.norm.forward(&pooled)?)?)?)
+        self.head.forward(&maps[maps.len() - 1].flatten_from(2)?.mean(2)?)
     }
 
     /// The vector of each text, not normalised; see [`TextTower::forward`].

@@ -1,13 +1,15 @@
 //! CLIP: image towers as encoders of several levels, and the text tower that names classes.
 //!
 //! Names are those of open_clip (`visual.trunk.…`, `transformer.resblocks.…`), so that its files and checkpoints built on
-//! it (FC-CLIP, CLOUDS: `backbone.clip_model.…`) load as they are. Segmentation uses the maps of an image tower alone; a whole
-//! [`Clip`] with one vector an image is for training small ones (ConvNeXt only: `attnpool` is not here). Read [`ClipConfig`] first.
+//! it (FC-CLIP, CLOUDS: `backbone.clip_model.…`) load as they are. Segmentation uses the maps of an image tower, and its
+//! [`ImageHead`] where CLIP itself is asked; a whole [`Clip`] with one vector an image is for training small ones (ConvNeXt only).
+//! Read [`ClipConfig`] first.
 
 mod class_tokens;
 mod classes;
 mod contrast;
 mod convnext;
+mod image_head;
 mod resnet;
 mod text;
 
@@ -15,6 +17,7 @@ pub use class_tokens::class_token_ids;
 pub use classes::{STREET_CLASSES, TEMPLATES, class_prompts, class_vectors};
 pub use contrast::{Clip, LOGIT_SCALE, MAX_LOGIT_SCALE, contrastive_loss, unit};
 pub use convnext::{ConvNext, ConvNextConfig};
+pub use image_head::{ImageHead, ImageHeadConfig, mask_means};
 pub use resnet::{ModifiedResNet, ModifiedResNetConfig};
 pub use text::{TextTower, TextTowerConfig};
 

@@ -1,10 +1,11 @@
 //! Mask2Former's head for semantic segmentation, as CLOUDS and FC-CLIP use it on a CLIP image tower, and its losses.
 //!
-//! Read [`Mask2Former`] first, then [`pixel_decoder`], [`transformer_decoder`], [`Criterion`]. Names are those of the
+//! Read [`Mask2Former`] first, then [`pixel_decoder`], [`transformer_decoder`], [`Criterion`]; [`Ensemble`] is an option. Names are those of the
 //! published checkpoints (`backbone.clip_model.visual.…`, `sem_seg_head.pixel_decoder.…`, `sem_seg_head.predictor.…`).
 //! Letters: `B` batch, `Q` queries, `K` classes, `C` width, `h w` pixels at stride 4, `N` tokens of a level, `T` targets.
 
 mod criterion;
+mod ensemble;
 mod inference;
 mod matcher;
 pub mod pixel_decoder;
@@ -12,6 +13,7 @@ mod position;
 pub mod transformer_decoder;
 
 pub use criterion::{Criterion, CriterionConfig, LayerLosses, Losses, Target};
+pub use ensemble::{Ensemble, EnsembleConfig};
 pub use inference::semantic_scores;
 pub use matcher::assign;
 pub use pixel_decoder::PixelDecoder;
@@ -141,6 +143,16 @@ pub struct Mask2FormerConfig {
     pub freeze_backbone: bool,
     /// The head.
     pub head: HeadConfig,
+    /// CLIP's own opinion beside the head's, in [`Mask2Former::scores`]; absent: it is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ensemble: Option<EnsembleConfig>,
+}
+
+impl Mask2FormerConfig {
+    /// The ensemble of this network, if it has one; see [`Ensemble::build`].
+    pub fn ensemble(&self, builder: &Builder) -> Result<Option<Ensemble>> {
+        self.ensemble.as_ref().map(|config| Ensemble::build(config, &self.backbone, builder)).transpose()
+    }
 }
 
 /// A CLIP image tower with Mask2Former's head.
@@ -148,11 +160,12 @@ pub struct Mask2Former {
     backbone: Box<dyn Encoder>,
     frozen: bool,
     head: Mask2FormerHead,
+    ensemble: Option<Ensemble>,
     dtype: DType,
 }
 
 impl Mask2Former {
-    /// Names `backbone.clip_model.visual.…` and those of [`Mask2FormerHead::new`].
+    /// Names `backbone.clip_model.visual.…`, those of [`Mask2FormerHead::new`] and, with one, of [`Ensemble::build`].
     ///
     /// # Errors
     /// An invalid configuration.
@@ -160,7 +173,9 @@ impl Mask2Former {
         let place = builder.pp("backbone").pp("clip_model").pp("visual");
         let place = if config.freeze_backbone { place.frozen() } else { place };
         let head = Mask2FormerHead::new(&config.head, config.backbone.channels(), builder)?;
-        Ok(Self { backbone: config.backbone.build(&place)?, head, frozen: config.freeze_backbone, dtype: builder.dtype() })
+        let backbone = config.backbone.build(&place)?;
+        let ensemble = config.ensemble(builder)?;
+        Ok(Self { backbone, frozen: config.freeze_backbone, head, ensemble, dtype: builder.dtype() })
     }
 
     /// The backbone's maps at strides 4, 8, 16, 32. Student and teacher share them where they see the same images.
@@ -193,9 +208,12 @@ impl Mask2Former {
         let (_, _, height, width) = images.dims4()?;
         let padded = (height.next_multiple_of(SMALLEST), width.next_multiple_of(SMALLEST));
         let inputs = images.pad_with_zeros(2, 0, padded.0 - height)?.pad_with_zeros(3, 0, padded.1 - width)?;
-        let predictions = self.head(&self.features(&inputs, &Pass::eval())?, classes)?;
-        let Some(answer) = predictions.last() else { candle_core::bail!("the decoder made no prediction") };
-        semantic_scores(answer, padded)?.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()
+        let features = self.features(&inputs, &Pass::eval())?;
+        let Some(mut answer) = self.head(&features, classes)?.pop() else { candle_core::bail!("the decoder made no prediction") };
+        if let Some(ensemble) = &self.ensemble {
+            answer = ensemble.mix(&answer, &features[features.len() - 1])?;
+        }
+        semantic_scores(&answer, padded)?.narrow(2, 0, height)?.narrow(3, 0, width)?.contiguous()
     }
 }
 

@@ -5,6 +5,7 @@ use super::HeadConfig;
 use super::pixel_decoder::PixelFeatures;
 use super::position::sine_positions;
 use crate::base::Result;
+use crate::models::clip::mask_means;
 use crate::models::packed_attention::{Hidden, PackedAttention};
 use crate::nn::{Builder, Init, LayerNorm, Linear, add, linear, relu, resize_bilinear};
 use candle_core::{D, DType, Result as TensorResult, Tensor};
@@ -40,11 +41,47 @@ pub struct TextHead {
     pub synonyms: Vec<usize>,
 }
 
+/// Vectors of class names.
+#[derive(Debug, Clone)]
+pub struct ClassVectors {
+    vectors: Tensor,
+    synonyms: Vec<usize>,
+}
+
+impl ClassVectors {
+    /// `class_vectors`, which no optimiser changes.
+    pub fn build(names: &TextHead, builder: &Builder) -> Result<Self> {
+        let shape = [names.synonyms.iter().sum(), names.width];
+        let vectors = builder.buffer(&shape, CLASS_VECTORS, Init::Normal { std: 1.0 })?.as_detached_tensor();
+        Ok(Self { vectors, synonyms: names.synonyms.clone() })
+    }
+
+    /// Cosines times the exponent of `log_scale`, of each class that of its nearest name.
+    ///
+    /// # Shapes
+    /// `xs` (B, Q, D) → (B, Q, K)
+    pub fn compare(&self, xs: &Tensor, log_scale: &Tensor) -> TensorResult<Tensor> {
+        nearest(xs, &self.vectors, self.synonyms.iter().copied(), log_scale)
+    }
+}
+
+/// Cosines of `xs` with `vectors` times the exponent of `log_scale`; of the first `counts[0]` the largest, and so on.
+fn nearest(xs: &Tensor, vectors: &Tensor, counts: impl Iterator<Item = usize>, log_scale: &Tensor) -> TensorResult<Tensor> {
+    let scale = log_scale.exp()?.clamp(0.0, LARGEST_SCALE)?;
+    let cosines = linear(&unit(xs)?, vectors, None)?.broadcast_mul(&scale)?; // (B, Q, S)
+    let mut start = 0;
+    let mut best = Vec::new();
+    for count in counts {
+        best.push(cosines.narrow(2, start, count)?.max_keepdim(2)?);
+        start += count;
+    }
+    Tensor::cat(&best, 2)
+}
+
 /// Vectors of class names that a text classifier compares with, and of "no object", which alone is learnt.
 #[derive(Debug, Clone)]
 pub struct TextClasses {
-    vectors: Tensor,
-    synonyms: Vec<usize>,
+    names: ClassVectors,
     void: Tensor,
 }
 
@@ -54,15 +91,19 @@ impl TextClasses {
     /// # Shapes
     /// `vectors` (S, D) of length 1, S = Σ `synonyms`; `void` (1, D), any length
     pub fn new(vectors: Tensor, synonyms: Vec<usize>, void: Tensor) -> Self {
-        Self { vectors, synonyms, void }
+        Self { names: ClassVectors { vectors, synonyms }, void }
     }
 
-    /// Names `class_vectors`, which no optimiser changes, and `void_embedding`.
+    /// Names `class_vectors` and `void_embedding`.
     pub fn build(head: &TextHead, builder: &Builder) -> Result<Self> {
-        let shape = [head.synonyms.iter().sum(), head.width];
-        let vectors = builder.buffer(&shape, CLASS_VECTORS, Init::Normal { std: 1.0 })?.as_detached_tensor();
         let void = builder.pp(VOID).get(&[1, head.width], "weight", Init::Normal { std: 1.0 })?;
-        Ok(Self::new(vectors, head.synonyms.clone(), void))
+        Ok(Self { names: ClassVectors::build(head, builder)?, void })
+    }
+
+    /// As [`ClassVectors::compare`], "no object" last.
+    fn compare(&self, xs: &Tensor, log_scale: &Tensor) -> TensorResult<Tensor> {
+        let vectors = Tensor::cat(&[&self.names.vectors, &unit(&self.void)?], 0)?;
+        nearest(xs, &vectors, self.names.synonyms.iter().copied().chain([1]), log_scale)
     }
 }
 
@@ -273,22 +314,11 @@ impl TextClassifier {
 
     fn forward(&self, queries: &Tensor, masks: &Tensor, pixels: &Pixels, classes: &TextClasses) -> TensorResult<Tensor> {
         let inside = masks.detach().gt(0.0)?.to_dtype(DType::F32)?; // (B, Q, h·w)
-        let share = inside.broadcast_div(&(inside.sum_keepdim(D::Minus1)? + 1e-8)?)?;
         // Cosines in f32.
         let (queries, flat) = (&queries.to_dtype(DType::F32)?, pixels.flat.to_dtype(DType::F32)?);
-        let pooled = share.matmul(&flat.transpose(1, 2)?.contiguous()?)?; // (B, Q, C)
+        let pooled = mask_means(&flat.transpose(1, 2)?, &inside)?; // (B, Q, C)
         let pooled = self.pooled.forward(&self.pooled_norm.forward(&pooled)?)?;
-        let embedding = unit(&self.embed.forward(&(pooled + queries)?)?)?;
-        let vectors = Tensor::cat(&[&classes.vectors, &unit(&classes.void)?], 0)?;
-        let cosines = linear(&embedding, &vectors, None)?; // (B, Q, S + 1)
-        let scaled = cosines.broadcast_mul(&self.log_scale.exp()?.clamp(0.0, LARGEST_SCALE)?)?;
-        let mut start = 0;
-        let mut best = Vec::with_capacity(classes.synonyms.len() + 1);
-        for count in classes.synonyms.iter().copied().chain([1]) {
-            best.push(scaled.narrow(2, start, count)?.max_keepdim(2)?);
-            start += count;
-        }
-        Tensor::cat(&best, 2)
+        classes.compare(&self.embed.forward(&(pooled + queries)?)?, &self.log_scale)
     }
 }
 

@@ -6,7 +6,7 @@ use super::nano;
 use crate::base::{Error, Result};
 use crate::io::weights::{self, TensorSource, clip};
 use crate::labels::Classes;
-use crate::models::clip::{STREET_CLASSES, TextTowerConfig, VisualConfig, class_prompts, class_vectors};
+use crate::models::clip::{ImageHeadConfig, STREET_CLASSES, TextTowerConfig, VisualConfig, class_prompts, class_vectors};
 use crate::models::mask2former::TextHead;
 use crate::systems::shared::published::name_vectors;
 use candle_core::Tensor;
@@ -19,13 +19,37 @@ fn synonyms(class: &str) -> Vec<String> {
     list.map_or_else(|| vec![name], |names| names.iter().map(ToString::to_string).collect())
 }
 
-/// The head for `classes` and, with it, their vectors (S, D) by the text tower of the CLIP `file`, the one inside the program or a
-/// file, whose image tower is `visual`.
+/// The names of the classes of a data set.
+pub struct ClassNames {
+    /// How many, and how wide their vectors are.
+    pub names: TextHead,
+    /// How the CLIP makes vectors of images, where they are compared with these.
+    pub image_head: Option<ImageHeadConfig>,
+    /// The vectors (S, D); `None` where the segmenter that a training starts from has them.
+    pub vectors: Option<Tensor>,
+}
+
+/// The names of `classes` by the text tower of the CLIP `file`, the one inside the program or a file, whose image tower is `visual`;
+/// with `image_head` what that CLIP makes vectors of images with.
 ///
 /// # Errors
-/// A file without a text tower; one of the usual vocabulary and a class with a word that no published class name has: the
-/// vocabulary itself is not in such files.
-pub fn vectors(file: &str, visual: &VisualConfig, classes: &Classes) -> Result<(TextHead, Tensor)> {
+/// A file without a text tower, or without an image head where one is wanted; one of the usual vocabulary and a class with a word that
+/// no published class name has: the vocabulary itself is not in such files.
+pub fn of(file: &str, visual: &VisualConfig, classes: &Classes, image_head: bool) -> Result<ClassNames> {
+    let (names, vectors) = vectors(file, visual, classes)?;
+    let image_head = if image_head { Some(head_of(file)?) } else { None };
+    Ok(ClassNames { names, image_head, vectors: Some(vectors) })
+}
+
+fn head_of(file: &str) -> Result<ImageHeadConfig> {
+    let source = if file == nano::NAME { Box::new(nano::open()?.tensors) } else { weights::open(Path::new(file))? };
+    ImageHeadConfig::of(&clip::head_shapes(&clip::visual_with_head(source)?)).ok_or_else(|| {
+        let expected = "what makes vectors of images (`visual.head.…` or `visual.attnpool.…`), which `model.ensemble` asks";
+        Error::data(file, expected, "an image tower without", "give the whole file of open_clip, or set model.ensemble to false")
+    })
+}
+
+fn vectors(file: &str, visual: &VisualConfig, classes: &Classes) -> Result<(TextHead, Tensor)> {
     let names: Vec<Vec<String>> = classes.names.iter().map(|class| synonyms(class)).collect();
     let counts = names.iter().map(Vec::len).collect();
     let all: Vec<&str> = names.iter().flatten().map(String::as_str).collect();

@@ -18,6 +18,15 @@ const KEPT: usize = 6;
 const KEPT_SIDE: usize = 640;
 const OPACITY: f32 = 0.5;
 
+/// How a segmenter is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// At once or in windows.
+    pub inference: Inference,
+    /// See [`Segmenter::open_with`].
+    pub ensemble: Option<f64>,
+}
+
 /// Scores a trained segmenter on a labelled data set. `each_to` receives colour overlays of every picture. A run folder keeps
 /// the scores and a few pictures; where it cannot be written, that is a warning.
 ///
@@ -28,12 +37,12 @@ pub fn checkpoint(
     path: &Path,
     dataset: &Dataset,
     split: Option<&str>,
-    inference: Inference,
+    asked: Asked,
     each_to: Option<&Path>,
     progress: &dyn Progress,
 ) -> Result<Evaluation> {
     let overlays = each_to.map(|folder| overlays(dataset, split, folder)).transpose()?.unwrap_or_default();
-    let segmenter = Segmenter::open(path)?;
+    let segmenter = Segmenter::open_with(path, asked.ensemble)?;
     segmenter.fits(dataset, path)?;
     let model = |images: &Tensor| segmenter.scores(images);
     let mut examples = if is_run(path) { Examples::new(dataset, split)? } else { Examples::default() };
@@ -42,9 +51,9 @@ pub fn checkpoint(
         let Some(path) = overlays.get(&sample.image) else { return Ok(()) };
         eval::write_prediction(path, image, prediction, &dataset.classes, &dataset.id_map, Format::Color { opacity: OPACITY })
     };
-    let evaluation = segmenter.evaluator(inference).evaluate(dataset, split, &model, progress, each)?;
+    let evaluation = segmenter.evaluator(asked.inference).evaluate(dataset, split, &model, progress, each)?;
     if is_run(path) {
-        let subject = subject(dataset, split, inference);
+        let subject = subject(dataset, split, asked);
         if let Err(error) = keep(path, subject, dataset, &evaluation, &examples.pictures) {
             progress.warn(&format!("the scores were not written into the run: {error}"));
         }
@@ -75,12 +84,15 @@ pub fn is_run(path: &Path) -> bool {
     path.join("recipe.toml").is_file()
 }
 
-fn subject(dataset: &Dataset, split: Option<&str>, inference: Inference) -> Subject {
+fn subject(dataset: &Dataset, split: Option<&str>, asked: Asked) -> Subject {
     let root = dataset.root.canonicalize().unwrap_or_else(|_| dataset.root.clone());
-    let inference = match inference {
+    let mut inference = match asked.inference {
         Inference::Whole => "whole".to_string(),
         Inference::Slide { window, stride } => format!("slide {} {}", window.0, stride.0),
     };
+    if let Some(alpha) = asked.ensemble {
+        inference += &format!(", ensemble {alpha}");
+    }
     Subject { dataset: dataset.name.clone(), root, split: split.map(String::from), inference }
 }
 
@@ -128,9 +140,10 @@ pub fn predict(
     inputs: &[PathBuf],
     output: &Path,
     format: Format,
+    ensemble: Option<f64>,
     progress: &dyn Progress,
 ) -> Result<(u64, u64)> {
-    let segmenter = Segmenter::open(checkpoint)?;
+    let segmenter = Segmenter::open_with(checkpoint, ensemble)?;
     let mut classes = Classes::new(segmenter.header.classes.clone());
     classes.palette = segmenter.header.palette.clone();
     let model = |images: &Tensor| segmenter.scores(images);

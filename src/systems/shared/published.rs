@@ -6,10 +6,10 @@ use crate::data::classes_of;
 use crate::io::weights::clouds::{self, Classifier};
 use crate::io::weights::{TensorSource, clip};
 use crate::models::clip::{
-    ConvNextConfig, ModifiedResNetConfig, STREET_CLASSES, TextTower, TextTowerConfig, VisualConfig, class_prompts,
-    class_token_ids, class_vectors,
+    ConvNextConfig, ImageHeadConfig, ModifiedResNetConfig, STREET_CLASSES, TextTower, TextTowerConfig, VisualConfig,
+    class_prompts, class_token_ids, class_vectors,
 };
-use crate::models::mask2former::{CLASS_VECTORS, HeadConfig, Mask2FormerConfig, TextHead};
+use crate::models::mask2former::{CLASS_VECTORS, EnsembleConfig, HeadConfig, Mask2FormerConfig, TextHead};
 use crate::models::stable_diffusion::config::TextActivation;
 use crate::nn::Builder;
 use candle_core::{Device, Tensor};
@@ -40,11 +40,11 @@ pub fn as_file(network: &Mask2FormerConfig) -> Mask2FormerConfig {
     network
 }
 
-/// Header and weights of a checkpoint.
+/// Header and weights of a checkpoint; with an `ensemble`, CLIP itself has that share in the class of a mask.
 ///
 /// # Errors
 /// Other widths, other numbers of classes than 19, files that lack parts.
-pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSource>)> {
+pub fn open(source: Box<dyn TensorSource>, ensemble: Option<f64>) -> Result<(Header, Box<dyn TensorSource>)> {
     let (origin, classes) = (source.origin(), classes_of(CLASSES)?);
     let wrong = |found: String| {
         let expected = format!("a checkpoint of CLOUDS with a head for {} classes", classes.len());
@@ -56,13 +56,12 @@ pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSour
         Classifier::Text(width) => Some(width),
     };
     let source: Arc<dyn TensorSource> = source.into();
-    let tower = text_width.map(|_| clip::text(Box::new(source.clone()))).transpose()?;
-    let network = clouds::network(Box::new(source))?;
+    let names = text_width.is_some() || ensemble.is_some();
+    let tower = names.then(|| clip::text(Box::new(source.clone()))).transpose()?;
+    let network = clouds::network(Box::new(source), ensemble.is_some())?;
     let Some(mut config) = config(&network.shapes(), classes.len()) else {
         return Err(wrong("a file without some of its parts".into()));
     };
-    let synonyms = STREET_CLASSES.map(|names| names.len()).to_vec();
-    config.head.text = text_width.map(|width| TextHead { width, synonyms });
     // The number of heads leaves no trace in shapes: only that of the published width is known.
     let HeadConfig { width, points, .. } = HeadConfig::default();
     if (config.head.width, config.head.points) != (width, points) {
@@ -71,11 +70,27 @@ pub fn open(source: Box<dyn TensorSource>) -> Result<(Header, Box<dyn TensorSour
     let vectors = tower.map(|tower| name_vectors(tower, &config.backbone, &STREET_CLASSES.concat())).transpose()?;
     let source: Box<dyn TensorSource> = match vectors {
         None => Box::new(network),
-        Some(Some(vectors)) if vectors.dim(1).ok() == text_width => Box::new(WithVectors { network, vectors }),
+        Some(Some(vectors)) if text_width.is_none_or(|width| vectors.dim(1).ok() == Some(width)) => {
+            let synonyms = STREET_CLASSES.map(|names| names.len()).to_vec();
+            let names = TextHead { width: vectors.dim(1)?, synonyms };
+            if let Some(alpha) = ensemble {
+                let Some(image_head) = ImageHeadConfig::of(&clip::head_shapes(&network)) else {
+                    return Err(wrong("one without what makes CLIP's vectors of images".into()));
+                };
+                config.ensemble = Some(ensemble_of(alpha, image_head, &config.backbone, names.clone()));
+            }
+            config.head.text = text_width.map(|_| names);
+            Box::new(WithVectors { network, vectors })
+        }
         Some(_) => return Err(wrong("a text tower that does not fit its head".into())),
     };
     let header = Header { short_side: SHORT_SIDE, ..Header::new(Model::Mask2Former { mask2former: Box::new(config) }, &classes) };
     Ok((header, source))
+}
+
+/// As the published configurations have it: masks without a pixel are left to the head where the tower is a ResNet.
+fn ensemble_of(alpha: f64, image_head: ImageHeadConfig, tower: &VisualConfig, names: TextHead) -> EnsembleConfig {
+    EnsembleConfig { alpha, valid_mask_only: matches!(tower, VisualConfig::ResNet(_)), image_head, names }
 }
 
 /// The vectors of class names by the text tower that belongs to an image tower; `None` for sizes that nothing can be made of.
@@ -169,13 +184,13 @@ fn config(shapes: &BTreeMap<String, Vec<usize>>, num_classes: usize) -> Option<M
         decoder_hidden: rows(format!("{PREDICTOR}transformer_ffn_layers.0.linear1.weight"))?,
         text: None,
     };
-    Some(Mask2FormerConfig { backbone, freeze_backbone: true, head })
+    Some(Mask2FormerConfig { backbone, freeze_backbone: true, head, ensemble: None })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::clip::ClipConfig;
+    use crate::models::clip::{ClipConfig, ImageHead, LOGIT_SCALE};
     use crate::models::mask2former::{Mask2Former, TextClasses, VOID};
     use crate::nn::{Init, Pass};
     use crate::systems::shared::segmenter_file::Segmenter;
@@ -185,18 +200,18 @@ mod tests {
         for (name, queries) in [("convnext-nano", 100), ("rn50", 7)] {
             let head = HeadConfig { queries, decoder_layers: 2, encoder_layers: 1, ..HeadConfig::default() };
             let backbone = ClipConfig::named(name).unwrap().visual;
-            let wanted = Mask2FormerConfig { backbone, freeze_backbone: false, head };
+            let wanted = Mask2FormerConfig { backbone, freeze_backbone: false, head, ensemble: None };
             let builder = Builder::random(0);
             Mask2Former::new(&wanted, &builder).unwrap();
             let tensors = builder.finish().unwrap().tensors();
             assert!(is_published(&tensors));
-            let (header, _) = open(Box::new(tensors)).unwrap();
+            let (header, _) = open(Box::new(tensors), None).unwrap();
             assert_eq!(header.model, Model::Mask2Former { mask2former: Box::new(as_file(&wanted)) });
             assert_eq!((header.classes[13].as_str(), header.short_side), ("car", 1024));
         }
     }
 
-    /// A checkpoint with its text tower, written and opened as a user's: the same scores as from its parts.
+    /// A checkpoint with its text tower, written and opened as a user's: the same scores as from its parts, also where CLIP is asked.
     #[test]
     fn a_head_that_compares_with_class_names_finds_them_in_the_checkpoint() {
         let (width, embedding) = (64, 24);
@@ -210,11 +225,16 @@ mod tests {
             ..HeadConfig::default()
         };
         let convnext = ConvNextConfig { depths: [1, 1, 1, 1], widths: [8, 16, 24, 32], drop_path: 0.0 };
-        let config = Mask2FormerConfig { backbone: VisualConfig::ConvNext(convnext), freeze_backbone: true, head };
+        let config =
+            Mask2FormerConfig { backbone: VisualConfig::ConvNext(convnext), freeze_backbone: true, head, ensemble: None };
         let builder = Builder::random(3);
         let network = Mask2Former::new(&config, &builder).unwrap();
         let text = TextTowerConfig { width, heads: 1, layers: 2, embedding, ..TextTowerConfig::default() };
-        let tower = TextTower::new(&text, &builder.pp("backbone").pp("clip_model")).unwrap();
+        let clip = builder.pp("backbone").pp("clip_model");
+        let tower = TextTower::new(&text, &clip).unwrap();
+        let image_head = ImageHeadConfig::Mean { hidden: Some(48) };
+        ImageHead::new(image_head, &config.backbone, embedding, &clip.pp("visual")).unwrap();
+        clip.get(&[], LOGIT_SCALE, Init::Constant { value: 2.0 }).unwrap();
         let void = builder.pp(VOID).get(&[1, embedding], "weight", Init::Normal { std: 1.0 }).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("model_final.safetensors");
@@ -224,7 +244,7 @@ mod tests {
         let images = crate::base::Rng::stream(1, "images", &[]).normal_tensor(&[1, 3, 32, 64], &Device::Cpu).unwrap();
         let prompts = class_prompts(STREET_CLASSES.concat());
         let vectors = class_vectors(&tower, &prompts, |prompt| class_token_ids(prompt, 77)).unwrap();
-        let classes = TextClasses::new(vectors, STREET_CLASSES.map(|names| names.len()).to_vec(), void);
+        let classes = TextClasses::new(vectors.clone(), STREET_CLASSES.map(|names| names.len()).to_vec(), void);
         let wanted = network.head(&network.features(&images, &Pass::eval()).unwrap(), Some(&classes)).unwrap();
         assert_eq!(wanted.last().unwrap().logits.dims(), [1, 5, 20]);
         let wanted = network.scores(&images, Some(&classes)).unwrap();
@@ -232,9 +252,25 @@ mod tests {
         let values = |xs: &Tensor| xs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!((found.dims(), values(&found)), (wanted.dims(), values(&wanted)));
 
-        let without = tensors.into_iter().filter(|(name, _)| !name.contains("token_embedding")).collect();
-        crate::io::weights::save(&file, &without, &BTreeMap::new()).unwrap();
+        let names = config.head.text.clone().unwrap();
+        let ensemble = EnsembleConfig { alpha: 0.7, valid_mask_only: false, image_head, names };
+        let asking = Mask2FormerConfig { ensemble: Some(ensemble), ..config };
+        let mut parts = tensors.clone();
+        parts.insert(CLASS_VECTORS.into(), vectors);
+        let wanted = Mask2Former::new(&asking, &Builder::from_source(parts, 0)).unwrap().scores(&images, Some(&classes)).unwrap();
+        let asked = Segmenter::open_with(&file, Some(0.7)).unwrap().scores(&images).unwrap();
+        assert!(values(&asked) == values(&wanted) && values(&asked) != values(&found));
+
+        let save = |part: &str| {
+            let without = tensors.clone().into_iter().filter(|(name, _)| !name.contains(part)).collect();
+            crate::io::weights::save(&file, &without, &BTreeMap::new()).unwrap();
+        };
+        save("token_embedding");
         let error = Segmenter::open(&file).err().unwrap();
         assert!(error.exit_code() == 3 && error.to_string().contains("text tower"), "{error}");
+        save("visual.head.");
+        assert!(Segmenter::open(&file).is_ok());
+        let error = Segmenter::open_with(&file, Some(0.4)).err().unwrap();
+        assert!(error.exit_code() == 3 && error.to_string().contains("CLIP's vectors of images"), "{error}");
     }
 }

@@ -65,6 +65,13 @@ impl Model {
         }
     }
 
+    /// Gives CLIP that share in the class of a mask; `None` where there is none to ask.
+    fn ask_clip(&mut self, alpha: f64) -> Option<()> {
+        let Self::Mask2Former { mask2former } = self else { return None };
+        mask2former.ensemble.as_mut()?.alpha = alpha;
+        Some(())
+    }
+
     fn build(&self, builder: &Builder) -> Result<Network> {
         Ok(match self {
             Self::Mask2Former { mask2former } => {
@@ -116,28 +123,41 @@ pub fn seeds(run: &Path) -> Vec<(u64, PathBuf)> {
 /// # Errors
 /// Files of other kinds or versions.
 pub fn read(path: &Path) -> Result<(Header, Box<dyn TensorSource>)> {
+    read_with(path, None)
+}
+
+/// [`read`], for a segmenter in which CLIP itself has the share `ensemble` in the class of a mask; `None`: as the file says.
+fn read_with(path: &Path, ensemble: Option<f64>) -> Result<(Header, Box<dyn TensorSource>)> {
     let file = locate(path);
     if path.is_dir() && !file.is_file() {
         let next = "finish the run: the same command with `--resume latest`; or name another checkpoint";
         return Err(Error::data(path, format!("a finished run with {FILE}"), "no such file", next));
     }
+    let without_clip = || {
+        let expected = "a segmenter with the CLIP that `--ensemble` asks";
+        let next = "train it with `clouds train --set model.ensemble=true`, or leave `--ensemble` out";
+        Error::data(&file, expected, "one without", next)
+    };
     let source = weights::open(&file)?;
     let Some(text) = metadata(&file).remove(KEY) else {
         if published::is_published(&*source) {
-            return published::open(source);
+            return published::open(source, ensemble);
         }
         if mmseg_checkpoint::is_one(&*source) {
-            return mmseg_checkpoint::open(source);
+            return if ensemble.is_none() { mmseg_checkpoint::open(source) } else { Err(without_clip()) };
         }
         let expected =
             "a segmenter written by `datum adapt` or `clouds train`, or a published checkpoint of DAFormer, DATUM or CLOUDS";
         return Err(Error::data(&file, expected, "weights of another kind", "name a run folder of `adapt` or `train`"));
     };
-    let header: Header = serde_json::from_str(&text)
+    let mut header: Header = serde_json::from_str(&text)
         .map_err(|e| Error::data(&file, "a readable segmenter header", e.to_string(), "train or download the file again"))?;
     if header.format_version != 1 {
         let found = format!("version {}", header.format_version);
         return Err(Error::data(&file, "a segmenter file of version 1", found, "use the program version that wrote it"));
+    }
+    if let Some(alpha) = ensemble {
+        header.model.ask_clip(alpha).ok_or_else(without_clip)?;
     }
     Ok((header, source))
 }
@@ -177,7 +197,16 @@ impl Segmenter {
     /// # Errors
     /// Files of other kinds or versions, weights that do not fit the header.
     pub fn open(path: &Path) -> Result<Self> {
-        let (header, source) = read(path)?;
+        Self::open_with(path, None)
+    }
+
+    /// [`Self::open`]; CLIP itself has the share `ensemble` in the class of a mask ([`Ensemble`](crate::models::mask2former::Ensemble)),
+    /// with `None` that which the file says.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; with a share, files without what CLIP needs to be asked.
+    pub fn open_with(path: &Path, ensemble: Option<f64>) -> Result<Self> {
+        let (header, source) = read_with(path, ensemble)?;
         let builder = Builder::from_source(source, 0).frozen();
         let network = header.model.build(&builder)?;
         builder.finish()?;

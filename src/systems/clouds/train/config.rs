@@ -12,6 +12,7 @@
 //! | `teacher.period`, `teacher.alpha` | 100, 0.999: as the code, 0.1 % every hundred steps | 1: every step, as the paper reads |
 //! | `model.freeze_backbone` | true: as both | false: the paper's ablation |
 //! | `model.class_head` | linear: as all released configurations | text: the head of FC-CLIP, which the code has too |
+//! | `model.ensemble`, `teacher.ensemble` | false: as all released configurations | true: CLIP itself has a say in the class of a mask |
 //! | `sam.selection` | random: points anywhere on a region | center, largest_component: as the code's other modes |
 //!
 //! Always as the code: pixels without a class are negatives of every mask, there is no confidence threshold and no mixing of images.
@@ -19,7 +20,8 @@
 
 use crate::base::{Error, Result};
 use crate::models::clip::{ClipConfig, ConvNextConfig, VisualConfig};
-use crate::models::mask2former::{CriterionConfig, HeadConfig, Mask2FormerConfig, TextHead};
+use crate::models::mask2former::{CriterionConfig, EnsembleConfig, HeadConfig, Mask2FormerConfig};
+use crate::systems::clouds::class_names::ClassNames;
 use crate::systems::clouds::refine::{RefineConfig, Selection};
 use crate::systems::clouds::refiner::{REGIONS, RefinerConfig};
 use crate::systems::shared::Size;
@@ -146,6 +148,13 @@ pub struct ModelConfig {
     pub freeze_backbone: bool,
     /// `linear`, or `text`: queries are compared with the names of the classes, by the text tower in `backbone_weights`.
     pub class_head: ClassHead,
+    /// CLIP itself, which must be frozen, has a say in the class of a mask when the segmenter is used (FC-CLIP's geometric ensemble). It
+    /// compares the mask with the names of the classes.
+    pub ensemble: bool,
+    /// Share of CLIP in that, 0 to 1.
+    pub alpha: f64,
+    /// The head alone is asked where a mask has no pixel at the size of CLIP's map; the published ResNets have it.
+    pub valid_mask_only: bool,
     /// Width of both decoders.
     pub width: usize,
     /// Queries.
@@ -220,6 +229,8 @@ pub struct TeacherConfig {
     pub alpha: f64,
     /// Steps between two moves.
     pub period: u64,
+    /// CLIP itself has a say in its labels, as `model.ensemble` says for the student.
+    pub ensemble: bool,
 }
 
 /// How pseudo-labels are cleaned.
@@ -293,6 +304,9 @@ impl Default for ModelConfig {
             drop_path: 0.1,
             freeze_backbone: true,
             class_head: ClassHead::Linear,
+            ensemble: false,
+            alpha: 0.4,
+            valid_mask_only: false,
             width: head.width,
             num_queries: head.queries,
             heads: head.heads,
@@ -333,7 +347,7 @@ impl Default for CropConfig {
 
 impl Default for TeacherConfig {
     fn default() -> Self {
-        Self { alpha: 0.999, period: 100 }
+        Self { alpha: 0.999, period: 100, ensemble: false }
     }
 }
 
@@ -386,6 +400,9 @@ impl TrainConfig {
                 return usage(format!("`{name}` is 0\n  next: give a value of at least 1"));
             }
         }
+        if !(0.0..=1.0).contains(&self.model.alpha) {
+            return usage("model.alpha: expected the share of CLIP, 0 to 1".into());
+        }
         if !(0.0..=1.0).contains(&self.teacher.alpha) || self.clip_norm < 0.0 || self.learning_rate < 0.0 {
             return usage("teacher.alpha: expected 0 to 1; clip_norm and learning_rate: at least 0".into());
         }
@@ -416,12 +433,25 @@ impl TrainConfig {
                  the program, `--recipe clouds-nano --backbone-weights nano`; or train the backbone \
                  with `--set model.freeze_backbone=false`, as `--recipe clouds-nano` does",
             ),
-            _ if self.model.class_head == ClassHead::Text && self.init.is_empty() && self.backbone_weights.is_empty() => usage(
-                "`model.class_head = \"text\"` compares with class names, which a text tower must read",
+            _ if self.model.ensemble && !self.model.freeze_backbone => usage(
+                "`model.ensemble` asks CLIP about its own features, but here they are trained",
+                "leave `model.freeze_backbone` at true, or `model.ensemble` at false",
+            ),
+            _ if self.teacher.ensemble && !self.model.ensemble => usage(
+                "`teacher.ensemble` needs what makes CLIP's vectors of images",
+                "add `--set model.ensemble=true`, from the warm-up on",
+            ),
+            _ if self.compares_names() && self.init.is_empty() && self.backbone_weights.is_empty() => usage(
+                "`model.class_head = \"text\"` and `model.ensemble` compare with class names, which a text tower must read",
                 "add `--backbone-weights FILE`, a whole CLIP of open_clip or of `clouds pretrain`, or `nano`",
             ),
             _ => Ok(()),
         }
+    }
+
+    /// Whether names of classes are compared.
+    pub fn compares_names(&self) -> bool {
+        self.model.class_head == ClassHead::Text || self.model.ensemble
     }
 
     /// Optimiser steps of the stage.
@@ -459,12 +489,17 @@ impl TrainConfig {
         Ok(backbone)
     }
 
-    /// The network for so many classes, whose names are compared if there is a `text`.
+    /// The network for so many classes, with the `names` that it compares with, if it does.
     ///
     /// # Errors
     /// An unknown backbone.
-    pub fn network(&self, num_classes: usize, text: Option<TextHead>) -> Result<Mask2FormerConfig> {
+    pub fn network(&self, num_classes: usize, names: Option<&ClassNames>) -> Result<Mask2FormerConfig> {
         let model = &self.model;
+        let text = names.filter(|_| model.class_head == ClassHead::Text).map(|names| names.names.clone());
+        let ensemble = names.and_then(|ClassNames { names, image_head, .. }| {
+            let (alpha, valid_mask_only) = (model.alpha, model.valid_mask_only);
+            image_head.map(|image_head| EnsembleConfig { alpha, valid_mask_only, image_head, names: names.clone() })
+        });
         let head = HeadConfig {
             num_classes,
             width: model.width,
@@ -477,7 +512,7 @@ impl TrainConfig {
             text,
             ..HeadConfig::default()
         };
-        Ok(Mask2FormerConfig { backbone: self.backbone()?, freeze_backbone: model.freeze_backbone, head })
+        Ok(Mask2FormerConfig { backbone: self.backbone()?, freeze_backbone: model.freeze_backbone, head, ensemble })
     }
 
     /// The losses for so many classes.

@@ -76,7 +76,7 @@ pub fn run_with(
         return Err(Error::Usage(format!("the source `{}` has no labels; give a labelled data set as --source", config.source)));
     }
     let names = training::class_names(config, &source.classes)?;
-    let network = config.network(source.classes.len(), names.as_ref().map(|names| names.head.clone()))?;
+    let network = config.network(source.classes.len(), names.as_ref())?;
     let model = Model::Mask2Former { mask2former: Box::new(published::as_file(&network)) };
     let header = Header { short_side: config.short_side, ..Header::new(model, &source.classes) };
     let batches = Batches::new(config, &source, progress)?;

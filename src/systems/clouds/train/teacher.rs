@@ -4,7 +4,7 @@ use super::config::TeacherConfig;
 use crate::base::Result;
 use crate::io::weights::TensorSource;
 use crate::labels::LabelMap;
-use crate::models::mask2former::{Mask2FormerConfig, Mask2FormerHead, TextClasses, semantic_scores};
+use crate::models::mask2former::{Ensemble, Mask2FormerConfig, Mask2FormerHead, TextClasses, semantic_scores};
 use crate::models::segmenter::Encoder;
 use crate::nn::{Builder, ParamStore, Pass};
 use crate::train::ema;
@@ -19,6 +19,8 @@ pub struct Teacher {
     head: Mask2FormerHead,
     /// The student's, as they are.
     classes: Option<TextClasses>,
+    /// CLIP's own opinion, where it is asked.
+    ensemble: Option<Ensemble>,
     parameters: ParamStore,
     config: TeacherConfig,
 }
@@ -33,9 +35,10 @@ impl Teacher {
         let view = Builder::from_store(student).frozen();
         let backbone = network.backbone.build(&view.pp("backbone").pp("clip_model").pp("visual"))?;
         let classes = network.head.text.as_ref().map(|text| TextClasses::build(text, &view)).transpose()?;
+        let ensemble = if config.ensemble { network.ensemble(&view)? } else { None };
         let own = Builder::from_source(student.select(|name| name.starts_with(HEAD)).tensors(), 0).frozen();
         let head = Mask2FormerHead::new(&network.head, network.backbone.channels(), &own)?;
-        Ok(Self { backbone, head, classes, parameters: own.finish()?, config })
+        Ok(Self { backbone, head, classes, ensemble, parameters: own.finish()?, config })
     }
 
     /// Before step number `step` (from 0): every `period` steps, `w ← alpha·w + (1 − alpha)·student`.
@@ -57,7 +60,10 @@ impl Teacher {
     pub fn label(&self, images: &Tensor) -> Result<Vec<LabelMap>> {
         let (batch, _, height, width) = images.dims4()?;
         let features = self.backbone.features(images, &Pass::eval())?;
-        let Some(answer) = self.head.forward(&features, self.classes.as_ref())?.pop() else { return Ok(Vec::new()) };
+        let Some(mut answer) = self.head.forward(&features, self.classes.as_ref())?.pop() else { return Ok(Vec::new()) };
+        if let Some(ensemble) = &self.ensemble {
+            answer = ensemble.mix(&answer, &features[features.len() - 1])?;
+        }
         let scores = semantic_scores(&answer, (height, width))?;
         (0..batch).map(|image| LabelMap::from_logits(&scores.get(image)?)).collect()
     }
@@ -86,7 +92,8 @@ mod tests {
     fn it_moves_every_hundred_steps_and_not_at_the_first() {
         let backbone = ConvNextConfig { depths: [1; 4], widths: [8, 12, 16, 20], drop_path: 0.0 };
         let head = HeadConfig { width: 32, queries: 3, heads: 2, encoder_layers: 1, decoder_layers: 1, ..HeadConfig::default() };
-        let network = Mask2FormerConfig { backbone: VisualConfig::ConvNext(backbone), freeze_backbone: true, head };
+        let network =
+            Mask2FormerConfig { backbone: VisualConfig::ConvNext(backbone), freeze_backbone: true, head, ensemble: None };
         let builder = Builder::random(3);
         Mask2Former::new(&network, &builder).unwrap();
         let student = builder.finish().unwrap();

@@ -10,12 +10,11 @@ use crate::io::images::RgbImage;
 use crate::io::weights;
 use crate::labels::{Classes, LabelMap};
 use crate::models::clip::VisualConfig;
-use crate::models::mask2former::{
-    Criterion, Mask2Former, Mask2FormerConfig, Prediction, Target, TextClasses, TextHead, VOID, is_decayed,
-};
+use crate::models::mask2former::{Criterion, Mask2Former, Mask2FormerConfig, Prediction, Target, TextClasses, VOID, is_decayed};
 use crate::nn::{Builder, ParamStore, Pass};
+use crate::systems::clouds::class_names::{self, ClassNames};
+use crate::systems::clouds::nano;
 use crate::systems::clouds::refine::{ClassMasks, MaskProposer, RefineConfig, refine};
-use crate::systems::clouds::{class_names, nano};
 use crate::systems::shared::published::{self, WithVectors};
 use crate::systems::shared::segmenter_file::{self, Model};
 use crate::systems::shared::validation::Validation;
@@ -188,36 +187,37 @@ fn target(size: (usize, usize), masks: ClassMasks, drop_empty: bool) -> Target {
     target
 }
 
-/// The names of the classes, for a head that compares with them.
-pub struct ClassNames {
-    /// Its sizes.
-    pub head: TextHead,
-    /// The vectors (S, D); `None` where the segmenter that is started from has them.
-    vectors: Option<Tensor>,
-}
-
-/// What the settings compare with; `None` with a linear layer.
+/// The names that the settings compare with; `None` where they do not.
 ///
 /// # Errors
-/// A start whose head is a linear layer, a CLIP without a text tower.
+/// A start without what the settings want; a CLIP without a text tower, or without what makes vectors of images.
 pub fn class_names(config: &TrainConfig, classes: &Classes) -> Result<Option<ClassNames>> {
-    if config.model.class_head == ClassHead::Linear {
+    if !config.compares_names() {
         return Ok(None);
     }
+    let wants_clip = config.model.ensemble;
     if config.init.is_empty() {
-        let (head, vectors) = class_names::vectors(&config.backbone_weights, &config.backbone()?, classes)?;
-        return Ok(Some(ClassNames { head, vectors: Some(vectors) }));
+        let names = class_names::of(&config.backbone_weights, &config.backbone()?, classes, wants_clip)?;
+        return Ok(Some(names));
     }
     let path = Path::new(&config.init);
-    let (found, _) = segmenter_file::read(path)?;
-    let head = match found.model {
-        Model::Mask2Former { mask2former } => mask2former.head.text,
-        Model::EncoderDecoder(_) => None,
+    let (text, ensemble) = match segmenter_file::read(path)?.0.model {
+        Model::Mask2Former { mask2former } => (mask2former.head.text, mask2former.ensemble),
+        Model::EncoderDecoder(_) => (None, None),
     };
-    head.map(|head| Some(ClassNames { head, vectors: None })).ok_or_else(|| {
-        let expected = "a head that compares with class names, as `model.class_head = \"text\"` says";
-        Error::data(path, expected, "another one", "start from a warm-up with the same value, or set model.class_head to linear")
-    })
+    let differs = |option: &str| {
+        let expected = format!("a segmenter that was trained with {option}, as the settings say");
+        Err(Error::data(path, expected, "one without", "start from a warm-up with the same value"))
+    };
+    match (text, ensemble) {
+        (None, _) if config.model.class_head == ClassHead::Text => differs("model.class_head = \"text\""),
+        (_, None) if wants_clip => differs("model.ensemble = true"),
+        (text, ensemble) => {
+            let image_head = ensemble.as_ref().filter(|_| wants_clip).map(|ensemble| ensemble.image_head);
+            let names = text.or(ensemble.map(|ensemble| ensemble.names));
+            Ok(names.map(|names| ClassNames { names, image_head, vectors: None }))
+        }
+    }
 }
 
 /// The student: from a segmenter, from weights of its backbone and `vectors` of class names, or all drawn.
@@ -230,7 +230,10 @@ fn student(
     let builder = match (config.init.as_str(), config.backbone_weights.as_str()) {
         ("", "") => Builder::random(config.seed),
         ("", name) => {
-            let weights = weights::clip::visual(backbone(name, network)?)?;
+            let weights = match network.ensemble {
+                Some(_) => weights::clip::visual_with_head(backbone(name, network)?)?,
+                None => weights::clip::visual(backbone(name, network)?)?,
+            };
             match vectors {
                 Some(vectors) => Builder::from_source(WithVectors { network: weights, vectors }, config.seed),
                 None => Builder::from_source(weights, config.seed),
