@@ -4,17 +4,18 @@
 #   scripts/clouds-ablation.sh DEMO [ROW…]
 #
 # DEMO  folder of the demo; rows come into DEMO/ablation, finished ones are kept, a stopped one goes on
-# ROW   none        generated pictures, pseudo-labels as they are
-#       pictures    the teacher labels the pictures, as published, not the photos they were painted from
-#       few         a quarter of the generated pictures, with refinement
-#       trainable   start, source-only and joint with a backbone that learns (from the same CLIP)
+# ROW   none           generated pictures, pseudo-labels as they are
+#       pictures       the teacher labels the pictures, as published, not the photos they were painted from
+#       pictures-none  the same, pseudo-labels as they are
+#       few            a quarter of the generated pictures, with refinement
+#       trainable      start, source-only and joint with a backbone that learns (from the same CLIP)
 #       without a ROW: all
 #
 # Environment: SEED (the demo's, 0), RECIPE (clouds-demo), START (steps of the demo's start, 800), CLOUDS (target/release/clouds).
 set -euo pipefail
-if [ $# -lt 1 ]; then sed -n '2,13p' "$0" >&2; exit 2; fi
+if [ $# -lt 1 ]; then sed -n '2,14p' "$0" >&2; exit 2; fi
 demo=$1; shift
-rows=("$@"); [ $# -gt 0 ] || rows=(none pictures few trainable)
+rows=("$@"); [ $# -gt 0 ] || rows=(none pictures pictures-none few trainable)
 clouds=${CLOUDS:-target/release/clouds} out=$demo/ablation
 for needed in "$demo/joint.done" "$clouds"; do
   [ -e "$needed" ] || { echo "clouds-ablation.sh: $needed is not there; nothing was run" >&2; exit 3; }
@@ -47,6 +48,8 @@ for row in "${rows[@]}"; do
   case $row in
     none) train none "${joint[@]}" "${frozen[@]}" --init "$demo/start" --refiner none ;;
     pictures) train joint-pictures --stage joint --generated "$demo/generate" "${frozen[@]}" --init "$demo/start" ;;
+    pictures-none)
+      train none-pictures --stage joint --generated "$demo/generate" "${frozen[@]}" --init "$demo/start" --refiner none ;;
     few)
       while read -r picture; do ln -sf "$(realpath "$picture")" "$out/few/images/"; done < <(
         find "$demo/generate/images" -name '*.png' | sort -V | awk 'NR % 4 == 1')
@@ -69,6 +72,7 @@ done
   [ ! -e "$out/none.done" ] || score "+ generated pictures" "$out/none"
   score "+ refinement (regions)" "$demo/joint"
   [ ! -e "$out/joint-pictures.done" ] || score "the teacher labels the pictures" "$out/joint-pictures"
+  [ ! -e "$out/none-pictures.done" ] || score "the same without refinement" "$out/none-pictures"
   [ ! -e "$out/joint-few.done" ] || score "a quarter of the pictures" "$out/joint-few"
   [ ! -e "$out/joint-trainable.done" ] || score "trainable: source only" "$out/source-only-trainable"
   [ ! -e "$out/joint-trainable.done" ] || score "trainable: + generated + refinement" "$out/joint-trainable"
