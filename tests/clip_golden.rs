@@ -9,12 +9,12 @@ mod summary;
 use candle_core::{Device, Tensor};
 use datum::io::weights::{SafetensorsFile, TensorSource, clip};
 use datum::models::clip::{
-    CLIP_NAMES, ClipConfig, ConvNextConfig, ModifiedResNetConfig, STREET_CLASSES, TextTower, TextTowerConfig, VisualConfig,
-    class_prompts, class_vectors,
+    CLIP_NAMES, ClipConfig, ConvNextConfig, ImageHead, ImageHeadConfig, LOGIT_SCALE, ModifiedResNetConfig, STREET_CLASSES,
+    TextTower, TextTowerConfig, VisualConfig, class_prompts, class_vectors,
 };
 use datum::models::segmenter::Encoder;
 use datum::models::stable_diffusion::config::TextActivation;
-use datum::nn::{self, Builder, ParamStore, Pass};
+use datum::nn::{self, Builder, Init, ParamStore, Pass};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -152,6 +152,14 @@ fn published_names_and_shapes_are_read_without_rest() {
             let names = || Zeros(published(model).into_iter().map(|(name, shape)| (format!("{prefix}{name}"), shape)).collect());
             let builder = Builder::from_source(clip::visual(Box::new(names())).unwrap(), 0);
             config.visual.build(&builder.pp("backbone.clip_model.visual").frozen()).unwrap();
+            builder.finish().unwrap();
+            let with_head = clip::visual_with_head(Box::new(names())).unwrap();
+            let head = ImageHeadConfig::of(&clip::head_shapes(&with_head)).unwrap();
+            let builder = Builder::from_source(with_head, 0);
+            let place = builder.pp("backbone.clip_model").frozen();
+            config.visual.build(&place.pp("visual")).unwrap();
+            ImageHead::new(head, &config.visual, config.text.embedding, &place.pp("visual")).unwrap();
+            place.get(&[], LOGIT_SCALE, Init::Zeros).unwrap();
             builder.finish().unwrap();
             let builder = Builder::from_source(clip::text(Box::new(names())).unwrap(), 0);
             TextTower::new(&config.text, &builder).unwrap();
