@@ -30,7 +30,7 @@ pub struct Plan {
 /// Measures two denoising steps and the decoder on one batch. Writes nothing.
 ///
 /// # Errors
-/// Those of [`run`] before the first image.
+/// Those of [`super::run`] before the first image.
 pub fn plan(config: &GenerateConfig, output: Option<&Path>, places: &base::Places, progress: &dyn Progress) -> Result<Plan> {
     config.validate()?;
     let prompts = PromptFile::open(&config.prompts)?.expand(&config.identifier, ClassSet::Things)?;
