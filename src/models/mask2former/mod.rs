@@ -1,7 +1,7 @@
 //! Mask2Former's head for semantic segmentation, as CLOUDS and FC-CLIP use it on a CLIP image tower, and its losses.
 //!
-//! Read [`Mask2Former`] first, then [`pixel_decoder`], [`transformer_decoder`], [`Criterion`]; [`Ensemble`] is an option. Names are those of the
-//! published checkpoints (`backbone.clip_model.visual.…`, `sem_seg_head.pixel_decoder.…`, `sem_seg_head.predictor.…`).
+//! Read [`Mask2Former`] first, then [`pixel_decoder`], [`transformer_decoder`], [`Criterion`]; [`Ensemble`] is an option. Names are
+//! those of the published checkpoints (`backbone.clip_model.visual.…`, `sem_seg_head.pixel_decoder.…`, `sem_seg_head.predictor.…`).
 //! Letters: `B` batch, `Q` queries, `K` classes, `C` width, `h w` pixels at stride 4, `N` tokens of a level, `T` targets.
 
 mod criterion;
