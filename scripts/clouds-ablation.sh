@@ -8,7 +8,7 @@
 #       pictures       the teacher labels the pictures, as published, not the photos they were painted from
 #       pictures-none  the same, pseudo-labels as they are
 #       few            a quarter of the generated pictures, with refinement
-#       trainable      start, source-only and joint with a backbone that learns (from the same CLIP)
+#       trainable      start, source-only and joint with a backbone that learns (from the same CLIP), with refinement and without
 #       without a ROW: all
 #
 # Environment: SEED (the demo's, 0), RECIPE (clouds-demo), START (steps of the demo's start, 800), CLOUDS (target/release/clouds).
@@ -61,7 +61,8 @@ for row in "${rows[@]}"; do
       learns=("${frozen[@]}" --set model.freeze_backbone=false)
       train start-trainable "${learns[@]}" --iterations "${START:-800}"
       train source-only-trainable "${learns[@]}" --init "$out/start-trainable"
-      train joint-trainable "${learns[@]}" "${joint[@]}" --init "$out/start-trainable" ;;
+      train joint-trainable "${learns[@]}" "${joint[@]}" --init "$out/start-trainable"
+      train none-trainable "${learns[@]}" "${joint[@]}" --init "$out/start-trainable" --refiner none ;;
     *) echo "clouds-ablation.sh: unknown row $row" >&2; exit 2 ;;
   esac
 done
@@ -75,5 +76,6 @@ done
   [ ! -e "$out/none-pictures.done" ] || score "the same without refinement" "$out/none-pictures"
   [ ! -e "$out/joint-few.done" ] || score "a quarter of the pictures" "$out/joint-few"
   [ ! -e "$out/joint-trainable.done" ] || score "trainable: source only" "$out/source-only-trainable"
+  [ ! -e "$out/none-trainable.done" ] || score "trainable: + generated" "$out/none-trainable"
   [ ! -e "$out/joint-trainable.done" ] || score "trainable: + generated + refinement" "$out/joint-trainable"
 } | tee "$out/table.md"
