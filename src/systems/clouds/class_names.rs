@@ -67,7 +67,8 @@ fn of_file(path: &Path, visual: &VisualConfig, names: &[&str]) -> Result<Tensor>
     }
     let vectors = name_vectors(tower, visual, names).map_err(|error| match error {
         Error::Usage(what) => Error::Usage(format!(
-            "{what}\n  next: name the classes as Cityscapes does, or train with `--set model.class_head=linear`, which needs no names"
+            "{what}\n  next: name the classes as Cityscapes does, or leave model.class_head at linear and model.ensemble at false, which \
+             need no names"
         )),
         other => other,
     })?;
