@@ -283,10 +283,10 @@ fn main() -> Result<()> {
     let device = named.map_err(|e| Error::Usage(format!("DEVICE: {e}")))?;
     let device = device.open()?.device;
     let narrow = std::env::var("DTYPE").is_ok_and(|name| name == "bf16");
-    if narrow && device.is_cpu() {
-        return Err(Error::Usage("DTYPE=bf16 is for GPUs".into()));
+    if narrow && device.is_cpu() && !nn::allow_bf16(true) {
+        return Err(Error::Usage("DTYPE=bf16: this processor has no matrix unit for it".into()));
     }
-    device::make_current(&device, if narrow { DType::BF16 } else { DType::F32 });
+    device::make_current(&device, if narrow && !device.is_cpu() { DType::BF16 } else { DType::F32 });
     if std::env::var_os("SELF_TEST").is_some() {
         return self_test(&device);
     }

@@ -3,6 +3,7 @@
 use super::progress::{Bar, Style};
 use crate::base::device::{self, DeviceChoice};
 use crate::base::{Error, Result, group, threads};
+use crate::nn;
 use crate::train::checkpoint::Resume;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
@@ -22,7 +23,7 @@ pub struct ComputeArgs {
     /// Device: auto, cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
-    /// Number type of the computation
+    /// Number type of the computation; bf16 takes a GPU, or a processor with AMX
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     pub dtype: DTypeChoice,
     /// Number of threads [default: one per processor]
@@ -64,10 +65,11 @@ impl ComputeArgs {
     /// # Errors
     /// As [`Self::apply`], and any other type.
     pub fn apply_f32(&self) -> Result<Device> {
-        if self.dtype != DTypeChoice::F32 {
-            return Err(Error::environment("this command computes in f32 only", "leave `--dtype` out"));
+        let (device, dtype) = self.apply()?;
+        if dtype != DType::F32 {
+            return Err(Error::environment("this command computes in f32 only on a GPU", "leave `--dtype` out"));
         }
-        Ok(self.apply()?.0)
+        Ok(device)
     }
 
     fn number_type(&self, device: &Device) -> Result<DType> {
@@ -75,11 +77,15 @@ impl ComputeArgs {
         match self.dtype {
             DTypeChoice::F32 => Ok(DType::F32),
             DTypeChoice::Bf16 if device.is_cuda() => Ok(DType::BF16),
+            // Tensors stay f32 there, see `nn::allow_bf16`.
+            DTypeChoice::Bf16 if nn::allow_bf16(true) => Ok(DType::F32),
             DTypeChoice::Bf16 => refused(
-                "the processor computes in f32 only: 16 bits would save no time there",
+                "this processor computes in f32 only: it has no matrix unit for bf16 (AMX of Intel's server processors, on Linux)",
                 "leave `--dtype` out, or compute on a GPU of NVIDIA (docs/gpu.md)",
             ),
-            DTypeChoice::F16 => refused("no network computes in f16: its range is too small", "use `--dtype bf16` on a GPU"),
+            DTypeChoice::F16 => {
+                refused("no network computes in f16: its range is too small", "leave `--dtype` out, or use `--dtype bf16`")
+            }
         }
     }
 
@@ -222,7 +228,7 @@ mod tests {
 
     #[test]
     fn devices_this_build_lacks_end_with_exit_code_4() {
-        for (line, word) in [("--device cuda:1", "cuda"), ("--device metal", "metal"), ("--dtype bf16", "f32 only")] {
+        for (line, word) in [("--device cuda:1", "cuda"), ("--device metal", "metal"), ("--dtype f16", "f16")] {
             let error = parse(line).unwrap().compute.apply().unwrap_err();
             assert_eq!(error.exit_code(), 4);
             assert!(error.to_string().contains(word), "{error}");

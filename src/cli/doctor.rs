@@ -151,6 +151,7 @@ fn vector_instructions() -> Vec<&'static str> {
             ("avx2", std::arch::is_x86_feature_detected!("avx2")),
             ("fma", std::arch::is_x86_feature_detected!("fma")),
             ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+            ("amx_bf16", nn::bf16_available()),
         ];
         known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
     }

@@ -124,6 +124,15 @@ impl Denoised {
         mse(&self.prediction, &self.target)
     }
 
+    /// Mean squared error with a weight for every place.
+    ///
+    /// # Shapes
+    /// `weights` (B, 1, h, w)
+    pub fn loss_weighted(&self, weights: &Tensor) -> Result<Tensor> {
+        let roots = weights.sqrt()?;
+        mse(&self.prediction.broadcast_mul(&roots)?, &self.target.broadcast_mul(&roots)?)
+    }
+
     /// DreamBooth with prior preservation: the first half of the batch holds instance items, the second class items.
     ///
     /// # Source

@@ -206,11 +206,16 @@ impl<'a> Heads<'a> {
         Matrix::rows(self.rows(self.q, block), self.sizes.width())
     }
 
+    /// Enough keys and features for the matrix unit, see [`cpu::product`].
+    fn is_wide(&self) -> bool {
+        self.sizes.dim.min(self.sizes.keys) >= cpu::tiles::SIDE
+    }
+
     /// `scale · q·kᵀ + bias` of a block: (len, seen).
     fn scores(&self, block: Span, out: &mut [f32]) {
         let (seen, Sizes { heads, queries, keys, dim, .. }) = (self.seen(block), self.sizes);
         let (q, k) = (self.queries(block), self.k.of(block.head).t());
-        cpu::gemm((block.len, seen, dim), q, k, out, seen, false, self.settings.scale, Threads::One);
+        cpu::product((block.len, seen, dim), q, k, out, seen, false, self.settings.scale, Threads::One, self.is_wide());
         if let Some(bias) = self.bias {
             let first = (block.head / heads * queries + block.start) * keys;
             for (scores, bias) in out.chunks_exact_mut(seen).zip(bias[first..].chunks_exact(keys)) {
@@ -227,7 +232,7 @@ impl<'a> Heads<'a> {
         let mut sums = vec![0.0; block.len];
         exponentials(scores, seen, self.first_visible(block), log_sums, &mut sums);
         let v = self.v.of(block.head);
-        cpu::gemm((block.len, dim, seen), Matrix::rows(scores, seen), v, out, dim, false, 1.0, Threads::One);
+        cpu::product((block.len, dim, seen), Matrix::rows(scores, seen), v, out, dim, false, 1.0, Threads::One, self.is_wide());
         for (row, sum) in out.chunks_exact_mut(dim).zip(sums) {
             let scale = 1.0 / sum;
             row.iter_mut().for_each(|x| *x *= scale);
@@ -256,22 +261,42 @@ impl<'a> Heads<'a> {
             probabilities(p, seen, self.first_visible(block), log_sums);
             let gradient = Matrix::rows(self.rows(given.gradient, block), self.sizes.width());
             if wanted[2] {
-                cpu::gemm((seen, dim, len), Matrix::rows(p, seen).t(), gradient, &mut for_v, dim, true, 1.0, Threads::One);
+                cpu::product(
+                    (seen, dim, len),
+                    Matrix::rows(p, seen).t(),
+                    gradient,
+                    &mut for_v,
+                    dim,
+                    true,
+                    1.0,
+                    Threads::One,
+                    self.is_wide(),
+                );
             }
             if !wanted[0] && !wanted[1] {
                 continue;
             }
             let slopes = &mut slopes[..len * seen];
-            cpu::gemm((len, seen, dim), gradient, v.t(), slopes, seen, false, 1.0, Threads::One);
+            cpu::product((len, seen, dim), gradient, v.t(), slopes, seen, false, 1.0, Threads::One, self.is_wide());
             let outs = [self.rows(given.out, block), self.rows(given.gradient, block)];
             score_slopes(slopes, p, seen, outs, (self.sizes.width(), dim), self.settings.scale);
             if wanted[0] {
                 let out = &mut for_q[(block.start - part.start) * dim..];
-                cpu::gemm((len, dim, seen), Matrix::rows(slopes, seen), k, out, dim, false, 1.0, Threads::One);
+                cpu::product((len, dim, seen), Matrix::rows(slopes, seen), k, out, dim, false, 1.0, Threads::One, self.is_wide());
             }
             if wanted[1] {
                 let q = self.queries(block);
-                cpu::gemm((seen, dim, len), Matrix::rows(slopes, seen).t(), q, &mut for_k, dim, true, 1.0, Threads::One);
+                cpu::product(
+                    (seen, dim, len),
+                    Matrix::rows(slopes, seen).t(),
+                    q,
+                    &mut for_k,
+                    dim,
+                    true,
+                    1.0,
+                    Threads::One,
+                    self.is_wide(),
+                );
             }
         }
         (for_k, for_v)

@@ -52,17 +52,24 @@ impl Product {
         let shape = result_shape(xs.1.dims(), weight.1.dims(), bias.map(<[f32]>::len))?;
         let rows = xs.0.len() / in_features.max(1);
         let (a, b) = (Matrix::rows(xs.0, in_features), Matrix::rows(weight.0, in_features).t());
-        let out = if (1..=FEW_ROWS).contains(&rows) {
+        let wide = Self::is_wide(out_features, in_features);
+        let out = if (1..=FEW_ROWS).contains(&rows) && !(wide && cpu::bf16_chosen()) {
             Self::few_rows((rows, out_features, in_features), xs.0, b, bias)
         } else {
             let mut out = match bias {
                 Some(bias) => cpu::fill_chunks(rows * out_features, out_features, |_, row| row.copy_from_slice(bias)),
                 None => cpu::zeros(rows * out_features),
             };
-            cpu::gemm((rows, out_features, in_features), a, b, &mut out, out_features, bias.is_some(), 1.0, Threads::All);
+            let size = (rows, out_features, in_features);
+            cpu::product(size, a, b, &mut out, out_features, bias.is_some(), 1.0, Threads::All, wide);
             out
         };
         Ok((CpuStorage::F32(out), shape))
+    }
+
+    /// Enough features for the matrix unit, see [`cpu::product`].
+    fn is_wide(out_features: usize, in_features: usize) -> bool {
+        out_features.min(in_features) >= cpu::tiles::SIDE
     }
 
     /// The product turned around, `bᵀ·aᵀ`: the larger factor, here the weight, is then read as it lies in memory, while the
@@ -88,19 +95,19 @@ impl Product {
     fn backward(xs: &Tensor, weight: &Tensor, gradient: &[f32]) -> TensorResult<(Option<Tensor>, Option<Tensor>)> {
         let (out_features, in_features) = weight.dims2()?;
         let rows = xs.elem_count() / in_features.max(1);
-        let g = Matrix::rows(gradient, out_features);
+        let (g, wide) = (Matrix::rows(gradient, out_features), Self::is_wide(out_features, in_features));
         let for_xs = || {
             let mut out = cpu::zeros(rows * in_features);
             let weight_values = cpu::read(weight)?;
             let b = Matrix::rows(&weight_values, in_features);
-            cpu::gemm((rows, in_features, out_features), g, b, &mut out, in_features, false, 1.0, Threads::All);
+            cpu::product((rows, in_features, out_features), g, b, &mut out, in_features, false, 1.0, Threads::All, wide);
             cpu::tensor(out, xs.shape())
         };
         let for_weight = || {
             let mut out = cpu::zeros(out_features * in_features);
             let xs_values = cpu::read(xs)?;
             let b = Matrix::rows(&xs_values, in_features);
-            cpu::gemm((out_features, in_features, rows), g.t(), b, &mut out, in_features, false, 1.0, Threads::All);
+            cpu::product((out_features, in_features, rows), g.t(), b, &mut out, in_features, false, 1.0, Threads::All, wide);
             cpu::tensor(out, weight.shape())
         };
         Ok((xs.track_op().then(for_xs).transpose()?, weight.track_op().then(for_weight).transpose()?))

@@ -33,6 +33,7 @@ pub use attention::{attention, attention_with_bias, join_heads, split_heads};
 pub use combine::{add, join_channels, scale_channels};
 pub use conv::{Conv2d, ConvSpec, conv2d};
 pub(crate) use cpu::vectorised;
+pub use cpu::{allow_bf16, bf16_available, bf16_chosen};
 #[cfg(feature = "cuda")]
 pub use cuda::allow_tf32;
 pub use deformable::deformable_attention;

@@ -15,6 +15,7 @@
 use crate::base::metrics::{Metrics, Sink};
 use crate::base::{Error, Result, clock, device, group, heap};
 use crate::io::atomic;
+use crate::nn;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -186,7 +187,7 @@ impl RunDir {
             "processors": std::thread::available_parallelism().map_or(1, usize::from),
             "cpu_features": cpu_features(),
             "device": device::name(&device::current()),
-            "dtype": device::current_dtype().as_str(),
+            "dtype": if nn::bf16_chosen() { "bf16" } else { device::current_dtype().as_str() },
             "inputs": inputs,
         });
         atomic::write(&self.path.join(ENVIRONMENT_FILE), format!("{facts:#}\n").as_bytes())
@@ -280,6 +281,7 @@ fn cpu_features() -> Vec<&'static str> {
             ("avx2", std::is_x86_feature_detected!("avx2")),
             ("fma", std::is_x86_feature_detected!("fma")),
             ("avx512f", std::is_x86_feature_detected!("avx512f")),
+            ("amx_bf16", nn::bf16_available()),
         ];
         found.extend(known.iter().filter(|(_, there)| *there).map(|(name, _)| *name));
     }

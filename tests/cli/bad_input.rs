@@ -251,7 +251,7 @@ fn crops_too_small_for_batch_norm_are_refused() {
 #[test]
 fn what_the_machine_cannot_do_ends_with_4() {
     let sandbox = Sandbox::new();
-    for flag in ["--device cuda", "--device cuda:3", "--device metal", "--dtype bf16"] {
+    for flag in ["--device cuda", "--device cuda:3", "--device metal", "--dtype f16"] {
         sandbox.fails(&format!("{PERSONALIZE} {flag}"), 4, &["next: leave"]);
     }
     sandbox.fails("personalize photos/p0.png", 4, &["CompVis/stable-diffusion-v1-4", "offline", "a folder", "HF_HUB_CACHE"]);

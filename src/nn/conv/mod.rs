@@ -8,6 +8,7 @@ mod op;
 mod plain_sum;
 mod plane;
 mod small;
+mod tiles;
 mod winograd;
 
 use super::graph::{self, Reads};

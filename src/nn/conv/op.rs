@@ -1,6 +1,6 @@
 //! The convolution as a candle operation: sizes, dispatch, bias.
 
-use super::{ConvSpec, columns, depthwise, direct, small, winograd};
+use super::{ConvSpec, columns, depthwise, direct, small, tiles, winograd};
 use crate::nn::cpu::{self, Gradients3};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -79,6 +79,7 @@ impl Sizes {
     fn method(&self, direction: Direction) -> Method {
         match () {
             () if self.spec.groups == self.in_channels && self.spec.groups > 1 => Method::Depthwise,
+            () if tiles::wins(self) => Method::Tiles,
             () if direct::wins(self, direction) => Method::Direct,
             () if small::wins(self) => Method::Small,
             () if winograd::wins(self, direction) => Method::Winograd,
@@ -115,6 +116,8 @@ pub enum Direction {
 enum Method {
     /// Every input channel has its own kernels.
     Depthwise,
+    /// Factors rounded to bf16, on the matrix unit.
+    Tiles,
     Winograd,
     /// Straight from padded planes.
     Direct,
@@ -137,6 +140,7 @@ impl Convolution {
         sizes.check_bias(bias.map(|bias| bias.1.dims()))?;
         let forward = match sizes.method(Direction::Forward) {
             Method::Depthwise => depthwise::forward,
+            Method::Tiles => tiles::forward,
             Method::Winograd => winograd::forward,
             Method::Direct => direct::forward,
             Method::Small => small::forward,
@@ -151,6 +155,7 @@ impl Convolution {
         let (xs_values, weight_values) = (cpu::read(xs)?, cpu::read(weight)?);
         let backward = match sizes.method(Direction::Backward) {
             Method::Depthwise => depthwise::backward,
+            Method::Tiles => tiles::backward,
             Method::Winograd => winograd::backward,
             Method::Direct => direct::backward,
             Method::Small => small::backward,

@@ -49,7 +49,12 @@ fn arguments(sizes: &Sizes) -> [Vec<f32>; 4] {
 
 /// Result and gradients are those of the definition, within 2e-6 of the largest value; unwanted gradients are left out.
 pub fn check(sizes: &Sizes, forward: Forward, backward: Gradients) {
-    let [xs, weight, bias, gradient] = &arguments(sizes);
+    check_with(sizes, |x| x, forward, backward);
+}
+
+/// As [`check`], for methods that round what they multiply: with arguments that are rounded already.
+pub fn check_with(sizes: &Sizes, round: impl Fn(f32) -> f32, forward: Forward, backward: Gradients) {
+    let [xs, weight, bias, gradient] = &arguments(sizes).map(|values| values.into_iter().map(&round).collect::<Vec<_>>());
     let of_channel = |i: usize| f64::from(bias[i / sizes.out_plane() % sizes.out_channels]);
     let mut exact: Vec<f64> = (0..gradient.len()).map(of_channel).collect();
     let (mut for_xs, mut for_weight) = (vec![0f64; xs.len()], vec![0f64; weight.len()]);

@@ -69,6 +69,14 @@ pub fn tensor(values: Vec<f32>, shape: &Shape) -> Result<Tensor> {
     Tensor::from_vec(values, shape.clone(), &Device::Cpu)
 }
 
+/// A number; its default is zero.
+pub trait Value: Copy + Default + Send {}
+
+impl Value for f32 {}
+
+/// The bits of a bf16.
+impl Value for u16 {}
+
 /// `len` zeros, written in parallel.
 pub fn zeros(len: usize) -> Vec<f32> {
     fill_chunks(len, CHUNK, |_, _| ())
@@ -88,25 +96,29 @@ pub fn sum_of_parts(mut parts: Vec<f32>, len: usize) -> Vec<f32> {
 }
 
 /// A new buffer of `len` values whose chunks of `chunk` values are filled by `fill(index, chunk)`, in parallel.
-pub fn fill_chunks(len: usize, chunk: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+pub fn fill_chunks<T: Value>(len: usize, chunk: usize, fill: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
     fill_chunks_map(len, chunk, fill).0
 }
 
 /// Like [`fill_chunks`], and collects what `fill` returns, in the order of chunks. Chunks start as zeros.
-pub fn fill_chunks_map<R: Send>(len: usize, chunk: usize, fill: impl Fn(usize, &mut [f32]) -> R + Sync) -> (Vec<f32>, Vec<R>) {
+pub fn fill_chunks_map<T: Value, R: Send>(
+    len: usize,
+    chunk: usize,
+    fill: impl Fn(usize, &mut [T]) -> R + Sync,
+) -> (Vec<T>, Vec<R>) {
     fill_chunks_with(len, chunk, || (), |(), index, part| fill(index, part))
 }
 
 /// Like [`fill_chunks_map`], with something a thread keeps from chunk to chunk.
 #[allow(unsafe_code)]
-pub fn fill_chunks_with<R: Send, S: Send>(
+pub fn fill_chunks_with<T: Value, R: Send, S: Send>(
     len: usize,
     chunk: usize,
     scratch: impl Fn() -> S + Sync + Send,
-    fill: impl Fn(&mut S, usize, &mut [f32]) -> R + Sync,
-) -> (Vec<f32>, Vec<R>) {
+    fill: impl Fn(&mut S, usize, &mut [T]) -> R + Sync,
+) -> (Vec<T>, Vec<R>) {
     let chunk = chunk.max(1);
-    let mut buffer: Vec<f32> = Vec::with_capacity(len);
+    let mut buffer: Vec<T> = Vec::with_capacity(len);
     let results = buffer.spare_capacity_mut()[..len]
         .par_chunks_mut(chunk)
         .with_min_len((CHUNK / chunk).max(1))
@@ -144,9 +156,9 @@ pub fn write_chunks(
 
 /// Clears a part just before it is filled, while it comes into the cache anyway: cheaper than clearing the whole buffer.
 #[allow(unsafe_code)]
-fn zeroed(part: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+fn zeroed<T: Value>(part: &mut [MaybeUninit<T>]) -> &mut [T] {
     for value in part.iter_mut() {
-        value.write(0.0);
+        value.write(T::default());
     }
     // SAFETY: all values were just written.
     unsafe { part.assume_init_mut() }

@@ -10,6 +10,7 @@ mod buffer;
 mod matmul;
 mod simd;
 mod sliding;
+pub mod tiles;
 
 pub use buffer::{
     column_sums, contiguous_gradient, fill_chunks, fill_chunks_map, fill_chunks_with, read, sum_of_parts, tensor, values,
@@ -19,6 +20,7 @@ pub use matmul::{Matrix, Threads, gemm};
 pub(crate) use simd::vectorised;
 pub use simd::{dot, exp, exp_shifted, max, polynomial, sum, sum_both, sum_pairs};
 pub use sliding::{CORRELATE, SLIDE_PLANE, SLIDE_ROWS, correlate_rows, slide_plane, slide_rows};
+pub use tiles::{allow_bf16, bf16_available, bf16_chosen, product};
 
 /// Values per chunk of elementwise work: small enough for the first-level cache, large enough to pay for scheduling.
 pub const CHUNK: usize = 8192;

@@ -64,7 +64,22 @@ impl PretrainConfig {
         if !(0.0..=1.0).contains(&share) {
             return Err(Error::Usage(format!("vae.equivariance {share} is not 0 to 1")));
         }
-        Ok(())
+        self.check_class_weights()
+    }
+
+    fn check_class_weights(&self) -> Result<()> {
+        let (weights, classes) = (&self.unet.class_weights, self.unet.label_classes);
+        let refused = |found: String, next: &str| Err(Error::Usage(format!("{found}\n  next: {next}")));
+        match weights.iter().find(|weight| !weight.is_finite() || **weight < 0.0) {
+            _ if weights.is_empty() => Ok(()),
+            Some(weight) => refused(format!("unet.class_weights holds {weight}"), "give numbers from 0 on"),
+            None if weights.len() != classes => refused(
+                format!("unet.class_weights holds {} numbers, and unet.label_classes is {classes}", weights.len()),
+                "give one for each train id",
+            ),
+            None if self.labels.is_empty() => refused("unet.class_weights without label maps".into(), "give `--labels` too"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -155,6 +170,10 @@ pub struct UnetTraining {
     pub label_weight: f64,
     /// Train ids of `labels` are below it; 255 is no class.
     pub label_classes: usize,
+    /// With `labels`: how much errors count in cells of the latents most of whose pixels are of a class, one number for each train id;
+    /// those of no class count 1. Empty: all count alike. What is small and rare, as persons are, has hardly a share of the loss
+    /// otherwise.
+    pub class_weights: Vec<f32>,
     /// Optimiser steps.
     pub steps: u64,
     /// Images per step.
@@ -237,6 +256,7 @@ impl Default for UnetTraining {
             logit_std: 1.0,
             label_weight: 0.3,
             label_classes: 19,
+            class_weights: Vec::new(),
             steps: 3000,
             batch_size: 8,
             learning_rate: 6e-4,

@@ -59,6 +59,7 @@ impl<'a> Denoiser<'a> {
             text: TextEncoder::new(&model.text_config, &Builder::from_store(&model.text))?,
             label_head,
             label_weight: config.unet.label_weight,
+            class_weights: if config.labels.is_empty() { Vec::new() } else { config.unet.class_weights.clone() },
             noise_levels: model.schedule()?,
             photos,
         };
@@ -150,6 +151,8 @@ struct Networks<'a> {
     /// Where label maps are given.
     label_head: Option<LabelHead>,
     label_weight: f64,
+    /// By train id; empty without label maps.
+    class_weights: Vec<f32>,
     noise_levels: NoiseSchedule,
     photos: &'a Photos,
 }
@@ -165,7 +168,10 @@ impl Networks<'_> {
             features = Some(lowest);
             Ok(prediction)
         })?;
-        let loss = denoised.loss()?;
+        let loss = match self.class_weights.is_empty() {
+            true => denoised.loss()?,
+            false => denoised.loss_weighted(&self.weights(batch)?)?,
+        };
         let mut numbers = vec![("loss".into(), loss.clone())];
         let (Some(head), Some(features)) = (&self.label_head, features) else { return Ok((loss, numbers)) };
         let label_loss = self.label_loss(head, &features, &batch.photos)?;
@@ -176,12 +182,28 @@ impl Networks<'_> {
     /// How well the label head knows what the photos show.
     fn label_loss(&self, head: &LabelHead, features: &Tensor, photos: &[(usize, bool)]) -> Result<Tensor> {
         let (_, _, height, width) = features.dims4()?;
-        let cells = |&(index, flip): &(usize, bool)| -> Result<Tensor> {
-            let label = self.photos.whole_label(index, flip)?.unwrap_or_else(|| LabelMap::filled(height, width, IGNORE));
-            Ok(label.majority((height, width))?.to_tensor(features.device())?)
-        };
+        let cells = |photo| Ok(self.cells(photo, (height, width))?.to_tensor(features.device())?);
         let labels = photos.iter().map(cells).collect::<Result<Vec<_>>>()?;
         Ok(head.loss(features, &Tensor::stack(&labels, 0)?)?)
+    }
+
+    /// How much every place of the latents counts, (B, 1, h, w).
+    fn weights(&self, batch: &Batch) -> Result<Tensor> {
+        let (count, _, height, width) = batch.latents.dims4()?;
+        let mut weights = Vec::with_capacity(count * height * width);
+        for photo in &batch.photos {
+            let cells = self.cells(photo, (height, width))?;
+            weights.extend(cells.ids.iter().map(|id| self.class_weights.get(usize::from(*id)).copied().unwrap_or(1.0)));
+        }
+        Ok(Tensor::from_vec(weights, (count, 1, height, width), batch.latents.device())?)
+    }
+
+    /// The class of most pixels of every cell of a photo; of none where it has no label map.
+    fn cells(&self, &(index, flip): &(usize, bool), (height, width): (usize, usize)) -> Result<LabelMap> {
+        match self.photos.whole_label(index, flip)? {
+            Some(label) => label.majority((height, width)),
+            None => Ok(LabelMap::filled(height, width, IGNORE)),
+        }
     }
 }
 
