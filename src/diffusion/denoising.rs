@@ -149,6 +149,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn errors_count_by_their_weights() {
+        let mut rng = Rng::stream(0, "weights", &[]);
+        let mut normal = || rng.normal_tensor(&[2, 3, 2, 2], &candle_core::Device::Cpu).unwrap();
+        let denoised = Denoised { prediction: normal(), target: normal() };
+        let weights: Vec<f32> = vec![1.0, 0.0, 4.0, 1.0, 2.0, 1.0, 1.0, 0.5];
+        let value = |loss: Tensor| loss.to_scalar::<f32>().unwrap();
+        let weighted = |weights: Vec<f32>| {
+            value(denoised.loss_weighted(&Tensor::from_vec(weights, (2, 1, 2, 2), &candle_core::Device::Cpu).unwrap()).unwrap())
+        };
+        let errors = (&denoised.prediction - &denoised.target).unwrap().sqr().unwrap();
+        let errors: Vec<f32> = errors.sum(1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let expected = errors.iter().zip(&weights).map(|(error, weight)| error * weight).sum::<f32>() / 24.0;
+        assert!((weighted(weights) - expected).abs() < 1e-5 * expected);
+        assert!((weighted(vec![1.0; 8]) - value(denoised.loss().unwrap())).abs() < 1e-6);
+    }
+
+    #[test]
     fn timesteps_are_spread_as_asked() {
         let drawn = |kind: Timesteps| -> Vec<usize> {
             let mut rng = Rng::stream(0, "timesteps", &[]);

@@ -78,6 +78,8 @@ fn labels_of_pretraining_are_checked() {
     let sandbox = Sandbox::new();
     let line = format!("{PRETRAIN} --labels set/labels --set vae.steps=1 --set unet.steps=2");
     sandbox.fails(&format!("{line} --set unet.label_classes=0"), 2, &["unet.label_classes 0", "1 to 255"]);
+    sandbox.fails(&format!("{line} --set unet.class_weights=[1,2]"), 2, &["2 numbers", "label_classes is 19", "each train id"]);
+    sandbox.fails(&format!("{line} --set unet.label_classes=2 --set unet.class_weights=[1,-2]"), 2, &["holds -2", "from 0 on"]);
     sandbox.fails(&format!("{line} --set unet.label_classes=1 --set unet.batch_size=8"), 3, &["train ids 0 to 0", "ids up to 2"]);
     sandbox.fails(&format!("{line} --set vae.equivariance=0.5 --set vae.crop=30"), 2, &["vae.crop 30", "4", "twice"]);
     sandbox.ok(&format!("{line} --output out"));

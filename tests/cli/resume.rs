@@ -27,7 +27,8 @@ fn survives_a_kill(line: &str, files: &[&str], results: &[&str]) -> Sandbox {
 
 #[test]
 fn pretrain_survives_kills_in_both_stages() {
-    let options = "--labels set/labels --set unet.weighting_scheme=logit_normal --set vae.equivariance=0.5";
+    let options = "--labels set/labels --set unet.weighting_scheme=logit_normal --set vae.equivariance=0.5 \
+                   --set unet.class_weights=[1,1,1,1,1,1,3,3,1,1,1,8,8,2,3,3,3,6,6]";
     let line = format!("{PRETRAIN} --set vae.steps=12 --set unet.steps=12 {options}");
     let files = ["checkpoints/vae/step-000002", "checkpoints/unet/step-000002"];
     let sandbox = survives_a_kill(&line, &files, &["model", "metrics-vae.jsonl", "metrics-unet.jsonl"]);
