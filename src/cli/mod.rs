@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod evaluate;
 mod generate;
+mod lora;
 mod manual;
 mod personalize;
 mod predict;
@@ -41,6 +42,7 @@ enum Verb {
     Adapt(adapt::AdaptArgs),
     Evaluate(evaluate::EvaluateArgs),
     Predict(predict::PredictArgs),
+    Lora(lora::LoraArgs),
     Dataset(dataset::DatasetArgs),
     /// Show the whole idea in minutes: no data, no downloads, no GPU
     #[command(
@@ -95,6 +97,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Adapt(args) => adapt::run(args),
         Verb::Evaluate(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Lora(args) => lora::run(args),
         Verb::Dataset(args) => dataset::run(args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Report(args) => report::run(args),

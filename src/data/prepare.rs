@@ -1,6 +1,7 @@
 //! A data set as plain folders that every tool reads.
 
 use super::glob::is_glob;
+use super::rare_class::{ClassStatistics, STATISTICS_FILES};
 use super::{Compare, Dataset, Sample};
 use crate::base::progress::Progress;
 use crate::base::{Error, Result, interrupt};
@@ -26,8 +27,8 @@ pub struct Prepared {
     pub made: usize,
 }
 
-/// Writes `images/`, `labels/` with train ids, `splits/` with a list for each split that has pictures in there, and `NAME.toml`
-/// below `output`. Names are the stems of the pictures, with their folders before them where two of the data set would be the
+/// Writes `images/`, `labels/` with train ids, `splits/` with a list for each split that has pictures in there, DAFormer's statistics
+/// of classes, and `NAME.toml` below `output`. Names are the stems of the pictures, with their folders before them where two of the data set would be the
 /// same, so that splits may follow each other.
 ///
 /// # Errors
@@ -61,6 +62,9 @@ pub fn prepare(dataset: &Dataset, split: Option<&str>, output: &Path, progress: 
     for (split, lines) in &lists {
         atomic::write(&output.join(list_file(split)), lines.as_bytes())?;
     }
+    if dataset.has_labels() {
+        statistics(dataset, &all, &names, output)?.write(output)?;
+    }
     Ok(Prepared { descriptor, images: samples.len(), made })
 }
 
@@ -81,12 +85,27 @@ fn check_output(dataset: &Dataset, all: &[Sample], output: &Path, descriptor: &P
             "{} would be overwritten; it was not written by `dataset prepare`, or changed since",
             descriptor.display()
         )),
-        false if output.join(SPLITS).exists() => {
-            let (lists, descriptor) = (output.join(SPLITS), descriptor.display());
-            refuse(format!("{} would be overwritten; no {descriptor} tells where it is from", lists.display()))
+        true => Ok(()),
+        false => {
+            let mut ours = std::iter::once(&SPLITS).chain(&STATISTICS_FILES).map(|name| output.join(name));
+            ours.find(|path| path.exists()).map_or(Ok(()), |path| {
+                let (path, descriptor) = (path.display(), descriptor.display());
+                refuse(format!("{path} would be overwritten; no {descriptor} tells where it is from"))
+            })
         }
-        _ => Ok(()),
     }
+}
+
+/// Pixels of each class in the written labels, of the pictures of split `train` where there are some: what DAFormer's sampling of rare
+/// classes reads.
+fn statistics(dataset: &Dataset, all: &[Sample], names: &BTreeMap<PathBuf, String>, output: &Path) -> Result<ClassStatistics> {
+    let written = |samples: &[Sample]| -> Vec<(String, PathBuf)> {
+        let named = samples.iter().filter_map(|sample| names.get(&sample.image));
+        let files = named.map(|name| format!("{LABELS}/{name}.png")).map(|file| (file.clone(), output.join(file)));
+        files.filter(|(_, path)| path.exists()).collect()
+    };
+    let trained = dataset.samples(Some("train")).map(|samples| written(&samples)).unwrap_or_default();
+    ClassStatistics::count(if trained.is_empty() { written(all) } else { trained })
 }
 
 fn image_file(sample: &Sample, name: &str, output: &Path) -> PathBuf {
@@ -354,6 +373,8 @@ mod tests {
         assert_eq!(second.splits.keys().collect::<Vec<_>>(), ["both", "train", "val"]);
         assert_eq!((stems(&second, "val"), stems(&second, "both").len()), (vec!["two_a".to_string()], 2));
         assert_eq!(fs::read_to_string(output.join("splits/train.txt")).unwrap(), "one_a\n");
+        let counted = fs::read_to_string(output.join("samples_with_class.json")).unwrap();
+        assert_eq!(counted.split_whitespace().collect::<String>(), r#"{"1":[["labels/one_a.png",6]]}"#);
         fs::remove_file(output.join("set.toml")).unwrap();
         let refused = prepare(&dataset, None, &output, &Silent).unwrap_err().to_string();
         assert!(refused.contains("splits would be overwritten"), "{refused}");

@@ -1,16 +1,17 @@
 //! Rare class sampling: images that show rare classes are drawn more often.
 
-use crate::base::{Error, Result, Rng};
-use crate::io::atomic;
+use crate::base::{Error, Result, Rng, interrupt};
+use crate::io::{atomic, images};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Train ids from here on are no classes (`ignore_index`).
 const IGNORE: u8 = 255;
-/// Name of the statistics file that [`ClassStatistics::read`] reads.
-pub const STATISTICS_FILE: &str = "sample_class_stats.json";
+/// Names of the statistics files of DAFormer: a list of files, files by name, files by class.
+pub const STATISTICS_FILES: [&str; 3] = ["sample_class_stats.json", "sample_class_stats_dict.json", "samples_with_class.json"];
 
 /// Pixels per class in one label map, without ignored pixels.
 ///
@@ -39,42 +40,24 @@ pub struct ClassStatistics {
 }
 
 impl ClassStatistics {
-    /// Parses the text of a `sample_class_stats.json`: a list of `{"<train id>": pixels, …, "file": path}`.
+    /// Counts label files that hold train ids, in parallel; `files` are names to write down with their paths.
     ///
     /// # Errors
-    /// [`Error::Data`] with `path` for anything else.
-    pub fn from_json(text: &str, path: &Path) -> Result<Self> {
-        let wrong = |found: String| {
-            let expected = r#"a list of {"<train id>": pixels, ..., "file": label path}"#;
-            Error::data(path, expected, found, "delete the file to have it counted again")
-        };
-        let entries: Vec<Map<String, Value>> = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
-        let parse = |entry: Map<String, Value>| {
-            let (mut file, mut pixels) = (None, BTreeMap::new());
-            for (key, value) in entry {
-                match (key.as_str(), key.parse::<u8>(), value.as_u64(), value.as_str()) {
-                    ("file", _, _, Some(name)) => file = Some(name.to_string()),
-                    (_, Ok(id), Some(count), _) => drop(pixels.insert(id, count)),
-                    _ => return Err(wrong(format!("the entry \"{key}\": {value}"))),
-                }
+    /// Files that cannot be read; interruption.
+    pub fn count(files: Vec<(String, PathBuf)>) -> Result<Self> {
+        let count = |(file, path): (String, PathBuf)| {
+            if interrupt::requested() {
+                return Err(Error::Interrupted { resume: "run the same command again".into() });
             }
-            pixels.retain(|id, count| *id != IGNORE && *count > 0);
-            file.map(|file| FileStatistics { file, pixels }).ok_or_else(|| wrong("an entry without \"file\"".into()))
+            let ids: Vec<u8> =
+                images::read_label(&path)?.pixels.into_iter().map(|id| u8::try_from(id).unwrap_or(IGNORE)).collect();
+            Ok(FileStatistics { file, pixels: count_pixels(&ids) })
         };
-        Ok(Self { files: entries.into_iter().map(parse).collect::<Result<_>>()? })
+        Ok(Self { files: files.into_par_iter().map(count).collect::<Result<_>>()? })
     }
 
-    /// Reads [`STATISTICS_FILE`] from `folder`.
-    ///
-    /// # Errors
-    /// The file is missing or not of that form.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(STATISTICS_FILE);
-        Self::from_json(&std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?, &path)
-    }
-
-    /// The three statistics files by name, in the form DAFormer's converters write them.
-    pub fn to_json(&self) -> [(&'static str, Value); 3] {
+    /// The [`STATISTICS_FILES`] in the form DAFormer's converters write them.
+    fn to_json(&self) -> [Value; 3] {
         let pixels = |file: &FileStatistics| -> Map<String, Value> {
             file.pixels.iter().map(|(id, count)| (id.to_string(), json!(count))).collect()
         };
@@ -89,39 +72,19 @@ impl ClassStatistics {
             file.pixels.iter().for_each(|(id, count)| by_class.entry(*id).or_default().push(json!([file.file, count])));
         }
         let by_class: Map<String, Value> = by_class.into_iter().map(|(id, list)| (id.to_string(), list.into())).collect();
-        [
-            (STATISTICS_FILE, Value::Array(list.collect())),
-            ("sample_class_stats_dict.json", Value::Object(by_file)),
-            ("samples_with_class.json", Value::Object(by_class)),
-        ]
+        [Value::Array(list.collect()), Value::Object(by_file), Value::Object(by_class)]
     }
 
-    /// Writes the three files to `folder`.
+    /// Writes the [`STATISTICS_FILES`] to `folder`.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        for (name, value) in self.to_json() {
+        for (name, value) in STATISTICS_FILES.iter().zip(self.to_json()) {
             atomic::write(&folder.join(name), format!("{value:#}").as_bytes())?;
         }
         Ok(())
     }
-
-    /// The entries in the order of `labels`, matched by file name without folders.
-    ///
-    /// # Errors
-    /// [`Error::Data`] with `path` when a label has no entry.
-    pub fn ordered_as(&self, labels: &[impl AsRef<str>], path: &Path) -> Result<Self> {
-        let by_name: BTreeMap<&str, &FileStatistics> = self.files.iter().map(|f| (base_name(&f.file), f)).collect();
-        let find = |label: &str| {
-            let found = by_name.get(base_name(label)).map(|found| FileStatistics { file: label.into(), ..(*found).clone() });
-            found.ok_or_else(|| {
-                Error::data(path, format!("an entry for {label}"), "none", "delete the file to have it counted again")
-            })
-        };
-        Ok(Self { files: labels.iter().map(|label| find(label.as_ref())).collect::<Result<_>>()? })
-    }
-}
-
-fn base_name(path: &str) -> &str {
-    path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
 /// How many pixels of a class make an image worth drawing for it.
@@ -380,33 +343,19 @@ mod tests {
     }
 
     #[test]
-    fn files_have_the_converters_form_and_survive_a_round_trip() {
+    fn files_have_the_converters_form() {
         let folder = tempfile::tempdir().unwrap();
         let written = statistics(&[&[(0, 5), (13, 2)], &[(13, 4)]]);
         written.write(folder.path()).unwrap();
         let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
         let list = "[\n  {\n    \"0\": 5,\n    \"13\": 2,\n    \"file\": \"labels/00_labelTrainIds.png\"\n  },";
-        assert!(text(STATISTICS_FILE).starts_with(list), "{}", text(STATISTICS_FILE));
+        assert!(text(STATISTICS_FILES[0]).starts_with(list), "{}", text(STATISTICS_FILES[0]));
         let by_class: Value = serde_json::from_str(&text("samples_with_class.json")).unwrap();
         let expected = json!({"0": [["labels/00_labelTrainIds.png", 5]],
             "13": [["labels/00_labelTrainIds.png", 2], ["labels/01_labelTrainIds.png", 4]]});
         assert_eq!(by_class, expected);
         let by_file: Value = serde_json::from_str(&text("sample_class_stats_dict.json")).unwrap();
         assert_eq!(by_file["labels/01_labelTrainIds.png"], json!({"13": 4}));
-        let read = ClassStatistics::read(folder.path()).unwrap();
-        assert_eq!(read, written);
-        let names = ["other/01_labelTrainIds.png", "other/00_labelTrainIds.png"];
-        let ordered = read.ordered_as(&names, folder.path()).unwrap();
-        assert_eq!((ordered.files[0].file.as_str(), ordered.files[0].pixels[&13]), (names[0], 4));
-        assert!(read.ordered_as(&["missing.png"], folder.path()).is_err());
-    }
-
-    #[test]
-    fn foreign_json_is_refused_with_its_path() {
-        for text in ["{}", r#"[{"0": 1}]"#, r#"[{"x": 1, "file": "a"}]"#, r#"[{"0": -1, "file": "a"}]"#] {
-            let message = ClassStatistics::from_json(text, Path::new("stats.json")).unwrap_err().to_string();
-            assert!(message.contains("stats.json"), "{message}");
-        }
     }
 
     #[test]

@@ -6,7 +6,6 @@ use crate::base::{Error, Result};
 use crate::io::tokenizer::Tokenizer;
 use crate::io::weights::{self, diffusers::Part};
 use crate::models::stable_diffusion::config::{self, JsonConfig};
-use candle_core::DType;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,13 +23,7 @@ pub fn pack(folder: &PipelineFolder, path: &Path) -> Result<()> {
     for part in PARTS {
         let source = folder.weights(part)?;
         for name in source.shapes().keys() {
-            let half = source.load(name, &candle_core::Device::Cpu)?.to_dtype(DType::F16)?;
-            let largest = half.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
-            if !largest.is_finite() {
-                let expected = "weights within the range of 16 bit";
-                return Err(Error::data(path, expected, format!("more in `{name}`"), "train the model anew"));
-            }
-            tensors.insert(format!("{}/{name}", part.folder()), half);
+            tensors.insert(format!("{}/{name}", part.folder()), source.load(name, &candle_core::Device::Cpu)?);
         }
     }
     let PipelineSettings { unet, vae, text, scheduler, tokenizer } = folder.settings();
@@ -43,7 +36,7 @@ pub fn pack(folder: &PipelineFolder, path: &Path) -> Result<()> {
         (TOKENIZER.into(), tokens),
         (TOKENIZER_SETTINGS.into(), token_settings),
     ]);
-    weights::save(path, &tensors, &metadata)
+    weights::save(path, &weights::halved(&tensors, path)?, &metadata)
 }
 
 /// The pipeline in `bytes`, called `name` in messages.

@@ -193,6 +193,25 @@ fn lora_runs_are_used_with_their_base() {
     let file = "--model base --lora both/pytorch_lora_weights.safetensors";
     assert_eq!(image(file, "c"), tuned, "the file alone does the same");
     assert_eq!(image(&format!("{file}:0"), "d"), base, "scale 0 is the base");
+
+    sandbox.ok("lora convert both --to kohya --output kohya.safetensors");
+    assert_eq!(writes_only(&sandbox, "lora convert kohya.safetensors --to peft", "peft"), "peft\n");
+    assert_eq!(writes_only(&sandbox, "lora merge peft:1.0 --model base", "merged"), "merged\n");
+    for (number, model) in ["base --lora kohya.safetensors", "base --lora peft", "merged"].iter().enumerate() {
+        assert_eq!(image(&format!("--model {model}"), &format!("e{number}")), tuned, "{model}");
+    }
+    let found = json(&sandbox.ok("lora inspect kohya.safetensors --model base --json").stdout);
+    assert_eq!((found["dialect"].as_str(), found["metadata"]["ss_max_train_steps"].as_str()), (Some("kohya"), Some("4")));
+    let layers = found["layers"].as_array().unwrap();
+    assert!(
+        layers.len() > 4 && layers.iter().all(|layer| layer["rank"] == 4 && layer["share"].as_f64().unwrap() > 0.0),
+        "{found}"
+    );
+    let text = sandbox.ok("lora inspect both --layers 2").stdout;
+    assert!(text.contains("a photo of a sks") && text.contains("most changed layers"), "{text}");
+    sandbox.fails("lora merge both --model base --output merged", 3, &["merged", "new or empty folder"]);
+    sandbox.fails("lora convert both --to kohya --output photos", 3, &["photos", "a file to write"]);
+    sandbox.fails("lora inspect photos", 3, &["photos", "pytorch_lora_weights.safetensors"]);
 }
 
 #[test]

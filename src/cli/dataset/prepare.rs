@@ -13,8 +13,9 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(
     after_help = "For other tools (mmsegmentation, FiftyOne, CVAT): images/NAME beside labels/NAME.png, whose values are train\n\
-                        ids, 255 where nothing counts, and splits/SPLIT.txt with one NAME a line. Images are linked where the disk\n\
-                        allows it, else copied. Files that are there already are kept, but labels whose source or ids have\n\
+                        ids, 255 where nothing counts, and splits/SPLIT.txt with one NAME a line; sample_class_stats.json and its two\n\
+                        companions for DAFormer's sampling of rare classes (of split train where there is one). Images are linked\n\
+                        where the disk allows it, else copied. Files that are there already are kept, but labels whose source or ids have\n\
                         changed are made anew: run the same command again to go on.\n\n\
                         Examples:\n  datum dataset prepare synthia --output synthia-train-ids\n  \
                         datum dataset prepare cityscapes --split val --output val"

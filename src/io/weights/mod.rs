@@ -10,7 +10,7 @@ mod pickle;
 mod safetensors_file;
 
 pub use pickle::PickleFile;
-pub use safetensors_file::{SafetensorsFile, from_bytes, read_metadata, save};
+pub use safetensors_file::{SafetensorsFile, from_bytes, halved, read_metadata, save};
 
 use crate::base::{Error, Result};
 use candle_core::{Device, Tensor};

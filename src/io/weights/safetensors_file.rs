@@ -6,7 +6,7 @@ use crate::base::{Error, Result};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Metadata, TensorView};
-use safetensors::{SafeTensors, View};
+use safetensors::{Dtype, SafeTensors, View};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -64,6 +64,21 @@ impl SafetensorsFile {
         self.header.metadata().clone().unwrap_or_default().into_iter().collect()
     }
 
+    /// The 16 bit type that all matrices of the file have, else f32.
+    pub fn number_type(&self) -> DType {
+        let mut types = self.header.tensors().into_values().filter(|info| info.shape.len() > 1).map(|info| info.dtype);
+        match types.next() {
+            Some(first @ (Dtype::F16 | Dtype::BF16)) if types.all(|other| other == first) => {
+                if first == Dtype::F16 {
+                    DType::F16
+                } else {
+                    DType::BF16
+                }
+            }
+            _ => DType::F32,
+        }
+    }
+
     fn bytes(&self, (start, end): (usize, usize)) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; end - start];
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,6 +133,23 @@ fn in_single_precision(tensor: Tensor) -> Result<Tensor> {
         DType::F16 | DType::BF16 | DType::F64 => tensor.to_dtype(DType::F32)?,
         _ => tensor,
     })
+}
+
+/// Tensors in 16 bit, to be written to `path`.
+///
+/// # Errors
+/// Values beyond the range of 16 bit.
+pub fn halved(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let half = |(name, tensor): (&String, &Tensor)| {
+        let half = tensor.to_dtype(DType::F16)?;
+        let largest = half.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+        if !largest.is_finite() {
+            let expected = "weights within the range of 16 bit";
+            return Err(Error::data(path, expected, format!("more in `{name}`"), "train the model anew"));
+        }
+        Ok((name.clone(), half))
+    };
+    tensors.iter().map(half).collect()
 }
 
 /// The string metadata of the file at `path`.

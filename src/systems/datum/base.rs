@@ -103,19 +103,19 @@ pub fn open(model: &str, loras: &[String], places: &Places, progress: &dyn Progr
     };
     let model = Model::of(pipeline(&base, &places.hub, progress)?)?;
     if run_lora.is_file() {
-        merge(&model, &run_lora, 1.0)?;
+        merge(&model, &run_lora, 1.0, progress)?;
     }
     for spec in loras {
         let (file, scale) = match spec.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse().ok()?))) {
             Some((file, scale)) => (file, scale),
             None => (spec.as_str(), 1.0),
         };
-        merge(&model, Path::new(file), scale)?;
+        merge(&model, Path::new(file), scale, progress)?;
     }
     Ok(model)
 }
 
-fn merge(model: &Model, file: &Path, scale: f64) -> Result<()> {
+fn merge(model: &Model, file: &Path, scale: f64, progress: &dyn Progress) -> Result<()> {
     let lora = Lora::read(file)?;
     for (component, store) in [(Component::Unet, &model.unet), (Component::TextEncoder, &model.text)] {
         let adapted = |name: &str| {
@@ -127,6 +127,14 @@ fn merge(model: &Model, file: &Path, scale: f64) -> Result<()> {
         tensors.retain(|name, _| adapted(name));
         store.select(adapted).load(&tensors)?;
     }
+    let layers = |component| lora.of(component).count();
+    progress.say(&format!(
+        "adapter: {} ({}), all {} layers of the U-Net and {} of the text encoder found, scale {scale}",
+        file.display(),
+        lora.dialect,
+        layers(Component::Unet),
+        layers(Component::TextEncoder),
+    ));
     Ok(())
 }
 

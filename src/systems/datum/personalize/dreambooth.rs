@@ -22,6 +22,7 @@ use crate::train::optim::{AdamW, AdamWConfig, Group};
 use crate::train::schedule::Schedule;
 use crate::train::stage::Resumable;
 use candle_core::Tensor;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Fine-tunes U-Net and text encoder, or low-rank updates of them, on crops of the target photos.
@@ -179,7 +180,7 @@ impl<'a> DreamBooth<'a> {
         match self.config.method {
             Method::Full => self.model.save(&folder.join(MODEL_FOLDER)),
             Method::Lora => {
-                let mut file = Lora::default();
+                let mut file = Lora { metadata: self.facts(), ..Lora::default() };
                 let alpha = self.config.rank as f64;
                 file.add_store(Component::Unet, &self.parameters.stripped("unet"), alpha)?;
                 file.add_store(Component::TextEncoder, &self.parameters.stripped("text_encoder"), alpha)?;
@@ -187,6 +188,19 @@ impl<'a> DreamBooth<'a> {
                 atomic::write(&folder.join(BASE_FILE), format!("{}\n", self.base.display()).as_bytes())
             }
         }
+    }
+
+    /// What an adapter's file says of its training, in the words that managers of adapters look for.
+    fn facts(&self) -> BTreeMap<String, String> {
+        let config = &self.config;
+        let facts = [
+            ("modelspec.trigger_phrase", config.instance_prompt.clone()),
+            ("ss_sd_model_name", self.base.display().to_string()),
+            ("ss_max_train_steps", config.steps.to_string()),
+            ("ss_learning_rate", config.learning_rate.to_string()),
+            ("ss_seed", config.seed.to_string()),
+        ];
+        facts.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
     }
 
     /// A sample picture of the current weights.
