@@ -5,17 +5,19 @@
 #
 # DEMO  folder of the demo; rows come into DEMO/ablation, finished ones are kept, a stopped one goes on
 # ROW   none           generated pictures, pseudo-labels as they are
+#       nano           with refinement by the small Segment Anything inside the program
 #       pictures       the teacher labels the pictures, as published, not the photos they were painted from
 #       pictures-none  the same, pseudo-labels as they are
+#       pictures-nano  the same, with the small Segment Anything
 #       few            a quarter of the generated pictures, with refinement
 #       trainable      start, source-only and joint with a backbone that learns (from the same CLIP), with refinement and without
 #       without a ROW: all
 #
 # Environment: SEED (the demo's, 0), RECIPE (clouds-demo), START (steps of the demo's start, 800), CLOUDS (target/release/clouds).
 set -euo pipefail
-if [ $# -lt 1 ]; then sed -n '2,14p' "$0" >&2; exit 2; fi
+if [ $# -lt 1 ]; then sed -n '2,16p' "$0" >&2; exit 2; fi
 demo=$1; shift
-rows=("$@"); [ $# -gt 0 ] || rows=(none pictures pictures-none few trainable)
+rows=("$@"); [ $# -gt 0 ] || rows=(none nano pictures pictures-none pictures-nano few trainable)
 clouds=${CLOUDS:-target/release/clouds} out=$demo/ablation
 for needed in "$demo/joint.done" "$clouds"; do
   [ -e "$needed" ] || { echo "clouds-ablation.sh: $needed is not there; nothing was run" >&2; exit 3; }
@@ -50,6 +52,9 @@ for row in "${rows[@]}"; do
     pictures) train joint-pictures --stage joint --generated "$demo/generate" "${frozen[@]}" --init "$demo/start" ;;
     pictures-none)
       train none-pictures --stage joint --generated "$demo/generate" "${frozen[@]}" --init "$demo/start" --refiner none ;;
+    nano) train nano "${joint[@]}" "${frozen[@]}" --init "$demo/start" --refiner nano ;;
+    pictures-nano)
+      train nano-pictures --stage joint --generated "$demo/generate" "${frozen[@]}" --init "$demo/start" --refiner nano ;;
     few)
       while read -r picture; do ln -sf "$(realpath "$picture")" "$out/few/images/"; done < <(
         find "$demo/generate/images" -name '*.png' | sort -V | awk 'NR % 4 == 1')
@@ -72,8 +77,10 @@ done
   score "source only" "$demo/source-only"
   [ ! -e "$out/none.done" ] || score "+ generated pictures" "$out/none"
   score "+ refinement (regions)" "$demo/joint"
+  [ ! -e "$out/nano.done" ] || score "+ refinement (nano)" "$out/nano"
   [ ! -e "$out/joint-pictures.done" ] || score "the teacher labels the pictures" "$out/joint-pictures"
   [ ! -e "$out/none-pictures.done" ] || score "the same without refinement" "$out/none-pictures"
+  [ ! -e "$out/nano-pictures.done" ] || score "the same with nano" "$out/nano-pictures"
   [ ! -e "$out/joint-few.done" ] || score "a quarter of the pictures" "$out/joint-few"
   [ ! -e "$out/joint-trainable.done" ] || score "trainable: source only" "$out/source-only-trainable"
   [ ! -e "$out/none-trainable.done" ] || score "trainable: + generated" "$out/none-trainable"

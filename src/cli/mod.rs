@@ -115,6 +115,7 @@ mod tests {
     use crate::systems::clouds::config::PromptsConfig;
     use crate::systems::clouds::everything::MasksConfig;
     use crate::systems::clouds::pretrain::config::ClipPretrainConfig;
+    use crate::systems::clouds::pretrain_sam::config::SamPretrainConfig;
     use crate::systems::clouds::refine_folder::RefineFolderConfig;
     use crate::systems::clouds::train::config::TrainConfig;
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, PersonalizeConfig};
@@ -154,6 +155,7 @@ mod tests {
         let text = match words.last()?.as_str() {
             "pretrain" if words[0] == "clouds" => toml::to_string(&ClipPretrainConfig::default()),
             "pretrain" => toml::to_string(&PretrainConfig::default()),
+            "pretrain-sam" => toml::to_string(&SamPretrainConfig::default()),
             "personalize" => toml::to_string(&PersonalizeConfig::default()),
             "generate" => toml::to_string(&GenerateConfig::default()),
             "prompts" => toml::to_string(&PromptsConfig::default()),

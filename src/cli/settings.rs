@@ -28,6 +28,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("clouds-camvid", include_str!("../../recipes/clouds-camvid.toml")),
     ("clouds-nano-clip", include_str!("../../recipes/clouds-nano-clip.toml")),
     ("clouds-nano-clip-2", include_str!("../../recipes/clouds-nano-clip-2.toml")),
+    ("clouds-nano-sam", include_str!("../../recipes/clouds-nano-sam.toml")),
     ("clouds-sd2", include_str!("../../recipes/clouds-sd2.toml")),
     ("camvid-dusk", include_str!("../../recipes/camvid-dusk.toml")),
     ("nano-things", include_str!("../../recipes/nano-things.toml")),
@@ -43,6 +44,7 @@ const SHIPPED: &[(&str, &str)] = &[
 const VERBS: &[&str] = &[
     "pretrain",
     "pretrain-clip",
+    "pretrain-sam",
     "personalize",
     "generate",
     "adapt",
@@ -196,6 +198,7 @@ mod tests {
     use crate::data::StreetSet;
     use crate::systems::clouds::config::PromptsConfig;
     use crate::systems::clouds::pretrain::config::ClipPretrainConfig;
+    use crate::systems::clouds::pretrain_sam::config::SamPretrainConfig;
     use crate::systems::clouds::train::config::TrainConfig;
     use crate::systems::datum::config::{AdaptConfig, GenerateConfig, Method, PersonalizeConfig};
     use crate::systems::datum::pretrain::config::PretrainConfig;
@@ -215,6 +218,10 @@ mod tests {
                     "pretrain-clip" => {
                         let files = ClipPretrainConfig { images: "i".into(), captions: "c".into(), ..resolved(verb, name) };
                         files.validate().unwrap();
+                    }
+                    "pretrain-sam" => {
+                        let folders = SamPretrainConfig { images: "i".into(), labels: "l".into(), ..resolved(verb, name) };
+                        folders.validate().unwrap();
                     }
                     "personalize" => resolved::<PersonalizeConfig>(verb, name).validate().unwrap(),
                     "generate" => drop(resolved::<GenerateConfig>(verb, name)),

@@ -30,7 +30,7 @@ pub(super) struct MasksArgs {
 #[derive(Debug, Args, Serialize)]
 struct Flags {
     /// What draws the masks [default: regions]
-    #[arg(long, value_name = "regions|FILE")]
+    #[arg(long, value_name = "regions|nano|FILE")]
     refiner: Option<String>,
 }
 

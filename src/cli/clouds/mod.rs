@@ -3,6 +3,7 @@
 mod demo;
 mod masks;
 mod pretrain;
+mod pretrain_sam;
 mod prompts;
 mod refine;
 mod train;
@@ -40,6 +41,7 @@ enum Verb {
     )]
     Generate(Box<generate::GenerateArgs>),
     Pretrain(pretrain::PretrainArgs),
+    PretrainSam(pretrain_sam::PretrainSamArgs),
     Train(Box<train::TrainArgs>),
     Refine(refine::RefineArgs),
     Masks(masks::MasksArgs),
@@ -74,6 +76,7 @@ pub(super) fn run(cli: Cli) -> Result<()> {
         Verb::Prompts(args) => prompts::run(args),
         Verb::Generate(args) => generate::run_over(Some(GENERATE_RECIPE), *args),
         Verb::Pretrain(args) => pretrain::run(args),
+        Verb::PretrainSam(args) => pretrain_sam::run(args),
         Verb::Train(args) => train::run(*args),
         Verb::Refine(args) => refine::run(args),
         Verb::Masks(args) => masks::run(args),

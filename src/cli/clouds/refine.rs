@@ -15,6 +15,7 @@ use std::time::Duration;
 /// Clean the outlines of pseudo-labels with Segment Anything, or with regions of like colour
 #[derive(Debug, Args)]
 #[command(after_help = "Refiners:\n  regions   regions of like colour, found without any weights\n  \
+                        nano      the small Segment Anything inside the program, which knows drawn streets\n  \
                         FILE      weights of SAM (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth) or MobileSAM\n            \
                         (mobile_sam.pt)\n  none      labels stay as they are\n\n\
                         Labels are PNGs of train ids named like the pictures, as `predict --format train-ids` writes them. Refined ones\n\
@@ -42,7 +43,7 @@ struct Flags {
     #[arg(long, value_name = "DATASET")]
     classes: Option<String>,
     /// What draws the outlines [default: regions]
-    #[arg(long, value_name = "regions|FILE|none")]
+    #[arg(long, value_name = "regions|nano|FILE|none")]
     refiner: Option<String>,
     /// Regions must have more pixels than this [default: 5000]
     #[arg(long, value_name = "N")]

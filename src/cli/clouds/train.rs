@@ -58,8 +58,8 @@ struct Flags {
     /// CLIP weights of the backbone: a file of open_clip (.bin, .pth or .safetensors), or nano, which is not trained further
     #[arg(long, value_name = "FILE|nano")]
     backbone_weights: Option<String>,
-    /// What cleans pseudo-labels: none, regions, or a file of SAM or MobileSAM [default: regions]
-    #[arg(long, value_name = "none|regions|FILE")]
+    /// What cleans pseudo-labels: none, regions, nano, or a file of SAM or MobileSAM [default: regions]
+    #[arg(long, value_name = "none|regions|nano|FILE")]
     refiner: Option<String>,
     /// Optimiser steps [default: 40000]
     #[arg(long, value_name = "N")]

@@ -185,6 +185,17 @@ impl Sam {
         }
     }
 
+    /// All four answers to each prompt and their expected IoUs, all prompts at once, for training: the first for a prompt without
+    /// doubt, then those of [`Self::decode`] with `multimask`.
+    ///
+    /// # Shapes
+    /// `embedding` (1, C, g, g) → logits (B, 4, 4g, 4g) and (B, 4)
+    pub fn answers(&self, embedding: &Tensor, prompts: &Prompts) -> TensorResult<(Tensor, Tensor)> {
+        let places = self.prompts.grid(embedding.dim(2)?)?;
+        let (tokens, dense) = self.prompts.forward(prompts)?;
+        self.decoder.forward(embedding, &places, &tokens, &dense)
+    }
+
     /// Masks for prompts on one image, and the IoU that the model expects of each. With `multimask` three masks (whole, part,
     /// part of a part), else the one for a prompt without doubt.
     ///

@@ -3,7 +3,7 @@
 
 use super::blocks::{Activation, Mlp, Neck, attend, from_windows, to_windows};
 use crate::base::Result;
-use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, join_heads};
+use crate::nn::{Builder, Conv2d, ConvSpec, Init, LayerNorm, Linear, attention, join_heads};
 use candle_core::{D, Result as TensorResult, Tensor};
 
 /// Side of a patch in pixels.
@@ -128,12 +128,15 @@ impl Attention {
         let part = |i: usize| qkv.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous(); // (B, heads, N, d)
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
         let (by_row, by_column) = self.relative(&q, side)?; // (B, heads, N, S) each
+        let scaled = (&q * (1.0 / (head as f64).sqrt()))?;
+        if side <= head {
+            return self.out.forward(&join_heads(&as_features(&scaled, [&k, &v], [&by_row, &by_column])?)?);
+        }
         let bias = |start: usize, len: usize| {
             let rows = by_row.narrow(2, start, len)?.unsqueeze(D::Minus1)?; // (B, heads, len, S, 1)
             let columns = by_column.narrow(2, start, len)?.unsqueeze(3)?; // (B, heads, len, 1, S)
             rows.broadcast_add(&columns)?.reshape((batch, self.heads, len, tokens))
         };
-        let scaled = (&q * (1.0 / (head as f64).sqrt()))?;
         self.out.forward(&join_heads(&attend(&scaled, &k, &v, bias)?)?)
     }
 
@@ -160,4 +163,23 @@ impl Attention {
         let shape = (batch, heads, tokens, side);
         Ok((by_row.reshape(shape)?, by_column.reshape(shape)?))
     }
+}
+
+/// Attention with relative positions as further features, so that there is no matrix of scores: what a query makes of a row is
+/// multiplied by 1 for keys in that row, by 0 for others. Worth it for sides no longer than a head.
+///
+/// # Shapes
+/// `q`, `k`, `v` (B, heads, S·S, d), `by_row` and `by_column` (B, heads, S·S, S) → (B, heads, S·S, d)
+fn as_features(q: &Tensor, [k, v]: [&Tensor; 2], [by_row, by_column]: [&Tensor; 2]) -> TensorResult<Tensor> {
+    let (batch, heads, tokens, head) = q.dims4()?;
+    let side = by_row.dim(3)?;
+    let of_token = |token: usize| (0..2 * side).map(move |i| if i < side { i == token / side } else { i - side == token % side });
+    let places: Vec<f32> = (0..tokens).flat_map(of_token).map(|here| f32::from(u8::from(here))).collect();
+    let places = Tensor::from_vec(places, (1, 1, tokens, 2 * side), q.device())?.to_dtype(q.dtype())?;
+    let places = places.broadcast_as((batch, heads, tokens, 2 * side))?.contiguous()?;
+    let alone = |xs: Tensor| xs.contiguous()?.reshape((batch * heads, tokens, head + 2 * side));
+    let q = alone(Tensor::cat(&[q, by_row, by_column], 3)?)?;
+    let k = alone(Tensor::cat(&[k, &places], 3)?)?;
+    let v = alone(v.pad_with_zeros(3, 0, 2 * side)?)?;
+    attention(&q, &k, &v, 1, 1.0, false)?.narrow(2, 0, head)?.contiguous()?.reshape((batch, heads, tokens, head))
 }

@@ -15,7 +15,7 @@ use crate::io::tokenizer::Tokenizer;
 use crate::io::weights::{self, TensorSource};
 use crate::models::clip::{Clip, ClipConfig};
 use crate::nn::Builder;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -82,19 +82,9 @@ impl ClipFile {
     /// # Errors
     /// Values beyond the range of 16 bit.
     pub fn pack(&self, path: &Path) -> Result<()> {
-        let half = |(name, tensor): (&String, &Tensor)| {
-            let half = tensor.to_dtype(DType::F16)?;
-            let largest = half.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
-            if !largest.is_finite() {
-                let expected = "weights within the range of 16 bit";
-                return Err(Error::data(path, expected, format!("more in `{name}`"), "train the model anew"));
-            }
-            Ok((name.clone(), half))
-        };
-        let tensors = self.tensors.iter().map(half).collect::<Result<_>>()?;
         let (tokenizer, settings) = self.tokenizer.to_json();
         let texts = [(CONFIG, self.config_text()?), (TOKENIZER, tokenizer), (TOKENIZER_SETTINGS, settings)];
-        weights::save(path, &tensors, &texts.map(|(key, text)| (key.to_string(), text)).into())
+        weights::save(path, &weights::halved(&self.tensors, path)?, &texts.map(|(key, text)| (key.to_string(), text)).into())
     }
 
     /// The network with these weights, which records no graph.

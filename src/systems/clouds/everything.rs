@@ -19,7 +19,7 @@ const RESERVED: &str = "environment";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MasksConfig {
-    /// `regions`, or a file with weights of SAM or MobileSAM.
+    /// `regions`, `nano`, or a file with weights of SAM or MobileSAM.
     pub refiner: String,
     /// See [`RefinerConfig::batch_statistics`].
     pub batch_statistics: bool,

@@ -12,6 +12,7 @@ pub mod config;
 pub mod everything;
 pub mod nano;
 pub mod pretrain;
+pub mod pretrain_sam;
 pub mod prompts;
 pub mod refine;
 pub mod refine_folder;

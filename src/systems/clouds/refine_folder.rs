@@ -38,7 +38,7 @@ pub struct RefineFolderConfig {
     pub labels: String,
     /// Data set, by name or TOML file, whose classes the labels hold.
     pub classes: String,
-    /// `none`, `regions`, or a file with weights of SAM or MobileSAM.
+    /// `none`, `regions`, `nano`, or a file with weights of SAM or MobileSAM.
     pub refiner: String,
     /// See [`RefinerConfig::batch_statistics`].
     pub batch_statistics: bool,

@@ -1,10 +1,11 @@
-//! Which proposer of masks refines pseudo-labels: the one in the program, or weights of Segment Anything.
+//! Which proposer of masks refines pseudo-labels: regions, the small Segment Anything inside the program, or published weights.
 
+use super::nano;
 use super::refine::MaskProposer;
 use super::regions::Regions;
 use super::sam_masks::SamMasks;
 use crate::base::{Error, Result, suggest};
-use crate::io::weights;
+use crate::io::weights::{self, TensorSource};
 use crate::models::sam::{self, Sam, SamConfig};
 use crate::nn::Builder;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ pub const REGIONS: &str = "regions";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RefinerConfig {
-    /// `none`, `regions`, or a file with weights of SAM or MobileSAM.
+    /// `none`, `regions`, `nano` (the small SAM inside the program), or a file with weights of SAM or MobileSAM.
     pub refiner: String,
     /// MobileSAM's batch norms use the statistics of the picture, as CLOUDS' published code does, not the stored ones.
     pub batch_statistics: bool,
@@ -33,7 +34,7 @@ impl Default for RefinerConfig {
     }
 }
 
-/// The proposer that `choice` names, with default settings: `none`, `regions`, or a file with weights of SAM or MobileSAM.
+/// The proposer that `choice` names, with default settings: `none`, `regions`, `nano`, or a file with weights of SAM or MobileSAM.
 ///
 /// # Errors
 /// As [`RefinerConfig::open`].
@@ -53,17 +54,26 @@ impl RefinerConfig {
                 self.regions.validate()?;
                 Ok(Some(Box::new(self.regions)))
             }
-            file => Ok(Some(Box::new(self.sam(Path::new(file))?))),
+            nano::NAME => Ok(Some(Box::new(self.sam(Path::new(nano::NAME), Box::new(nano::sam()?))?))),
+            file => Ok(Some(Box::new(self.sam(Path::new(file), self.opened(Path::new(file))?)?))),
         }
     }
 
-    fn sam(&self, path: &Path) -> Result<SamMasks> {
+    fn opened(&self, path: &Path) -> Result<Box<dyn TensorSource>> {
         if !path.exists() {
-            let hint = suggest::hint(&self.refiner, &[NONE, REGIONS]);
-            let next = format!("check the path; without weights: {REGIONS} ({hint})");
-            return Err(Error::data(path, "none, regions, or a file with weights of SAM or MobileSAM", "no such file", next));
+            let hint = suggest::hint(&self.refiner, &[NONE, REGIONS, nano::NAME]);
+            let next = format!("check the path; without weights: {REGIONS}, {} ({hint})", nano::NAME);
+            return Err(Error::data(
+                path,
+                "none, regions, nano, or a file with weights of SAM or MobileSAM",
+                "no such file",
+                next,
+            ));
         }
-        let source = weights::open(path)?;
+        weights::open(path)
+    }
+
+    fn sam(&self, path: &Path, source: Box<dyn TensorSource>) -> Result<SamMasks> {
         let shapes = source.shapes();
         let Some(config) = SamConfig::of_shapes(&shapes) else {
             return Err(Error::data(

@@ -88,20 +88,10 @@ pub struct BestMask {
 }
 
 impl<'a> EncodedImage<'a> {
-    /// Resizes the picture so that its long side is the encoder's (Pillow's bilinear filter), normalises, pads, encodes.
+    /// Encodes what [`encoder_input`] makes of the picture.
     pub fn new(sam: &'a Sam, image: &RgbImage, pass: &Pass) -> Result<Self> {
         let side = sam.image_size();
-        let scale = side as f64 / image.height.max(image.width) as f64;
-        // A line of pixels stays one, however long.
-        let scaled = |length: usize| ((length as f64 * scale + 0.5) as usize).max(1);
-        let seen = (scaled(image.height), scaled(image.width));
-        let small = antialiased(image, seen);
-        let mut planes = vec![0f32; 3 * side * side];
-        for (at, value) in small.pixels.iter().enumerate() {
-            let (pixel, channel) = (at / 3, at % 3);
-            let place = (channel * side + pixel / seen.1) * side + pixel % seen.1;
-            planes[place] = (f32::from(*value) - NORMALIZATION.mean[channel]) / NORMALIZATION.std[channel];
-        }
+        let (planes, seen) = encoder_input(image, side);
         let embedding = sam.encode(&Tensor::from_vec(planes, (1, 3, side, side), &device::current())?, pass)?;
         Ok(Self { sam, embedding, size: (image.height, image.width), seen })
     }
@@ -147,23 +137,46 @@ impl<'a> EncodedImage<'a> {
         Ok(resize_bilinear(&inside, self.size, false)?.flatten_all()?.to_vec1()?)
     }
 
-    /// Prompts in pixels of the encoder's image.
     fn placed(&self, prompts: &PicturePrompts) -> Result<Prompts> {
-        let ratio = [self.seen.1 as f64 / self.size.1 as f64, self.seen.0 as f64 / self.size.0 as f64];
-        let device = self.embedding.device();
+        prompts.placed(self.size, self.seen)
+    }
+}
+
+/// A picture as the encoder sees it: resized so that its long side is the encoder's `side` (Pillow's bilinear filter), normalised,
+/// zeros at the bottom and right. Three planes, and the (height, width) without the zeros.
+pub fn encoder_input(image: &RgbImage, side: usize) -> (Vec<f32>, (usize, usize)) {
+    let scale = side as f64 / image.height.max(image.width) as f64;
+    // A line of pixels stays one, however long.
+    let scaled = |length: usize| ((length as f64 * scale + 0.5) as usize).max(1);
+    let seen = (scaled(image.height), scaled(image.width));
+    let small = antialiased(image, seen);
+    let mut planes = vec![0f32; 3 * side * side];
+    for (at, value) in small.pixels.iter().enumerate() {
+        let (pixel, channel) = (at / 3, at % 3);
+        let place = (channel * side + pixel / seen.1) * side + pixel % seen.1;
+        planes[place] = (f32::from(*value) - NORMALIZATION.mean[channel]) / NORMALIZATION.std[channel];
+    }
+    (planes, seen)
+}
+
+impl PicturePrompts {
+    /// In pixels of the encoder's image, in which a picture of `size` takes up `seen`, each (height, width).
+    pub fn placed(&self, size: (usize, usize), seen: (usize, usize)) -> Result<Prompts> {
+        let ratio = [seen.1 as f64 / size.1 as f64, seen.0 as f64 / size.0 as f64];
+        let device = &device::current();
         let mut placed = Prompts::default();
-        if let Some(first) = prompts.points.first() {
-            let shape = (prompts.points.len(), first.len());
-            let points = || prompts.points.iter().flatten();
+        if let Some(first) = self.points.first() {
+            let shape = (self.points.len(), first.len());
+            let points = || self.points.iter().flatten();
             let places = points().flat_map(|point| [(point.x * ratio[0]) as f32, (point.y * ratio[1]) as f32]).collect();
             let inside = points().map(|point| f32::from(u8::from(point.inside))).collect();
             let coordinates = Tensor::from_vec::<_, f32>(places, (shape.0, shape.1, 2), device)?;
             placed.points = Some((coordinates, Tensor::from_vec::<_, f32>(inside, shape, device)?));
         }
-        if !prompts.boxes.is_empty() {
+        if !self.boxes.is_empty() {
             let corner = |(at, value): (usize, &f64)| (value * ratio[at % 2]) as f32;
-            let corners: Vec<f32> = prompts.boxes.iter().flat_map(|corners| corners.iter().enumerate().map(corner)).collect();
-            placed.boxes = Some(Tensor::from_vec(corners, (prompts.boxes.len(), 4), device)?);
+            let corners: Vec<f32> = self.boxes.iter().flat_map(|corners| corners.iter().enumerate().map(corner)).collect();
+            placed.boxes = Some(Tensor::from_vec(corners, (self.boxes.len(), 4), device)?);
         }
         Ok(placed)
     }

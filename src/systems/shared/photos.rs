@@ -145,7 +145,8 @@ impl Photos {
         Ok(self.example(index, flip)?.label)
     }
 
-    fn example(&self, index: usize, flip: bool) -> Result<Example> {
+    /// As [`Self::whole`], with its label map.
+    pub(crate) fn example(&self, index: usize, flip: bool) -> Result<Example> {
         let cover = self.covering(index)?;
         let (height, width) = self.size;
         let offset = ((cover.image.height - height) / 2, (cover.image.width - width) / 2);

@@ -8,6 +8,7 @@ mod pairs;
 mod retrieval;
 mod training;
 
+pub(in crate::systems::clouds) use pairs::evenly;
 pub use pairs::{PairBatch, Pairs};
 pub use retrieval::{CANDIDATES, Retrieval, area_under_curve};
 pub use training::ClipTraining;

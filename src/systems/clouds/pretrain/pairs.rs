@@ -207,7 +207,7 @@ impl Inner {
 }
 
 /// `count` of `total` numbers, evenly taken.
-fn evenly(total: usize, count: usize) -> Vec<usize> {
+pub(in crate::systems::clouds) fn evenly(total: usize, count: usize) -> Vec<usize> {
     (0..count).map(|i| (2 * i + 1) * total / (2 * count)).collect()
 }
 

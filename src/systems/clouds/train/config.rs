@@ -79,7 +79,7 @@ pub struct TrainConfig {
     pub init: String,
     /// CLIP weights of the backbone: a file of open_clip, or `nano`, the small one inside the program; not used with `init`.
     pub backbone_weights: String,
-    /// What cleans pseudo-labels: `none`, `regions`, or a file of SAM or MobileSAM (`joint` only).
+    /// What cleans pseudo-labels: `none`, `regions`, `nano`, or a file of SAM or MobileSAM (`joint` only).
     pub refiner: String,
     /// Optimiser steps; 0: `warmup_iterations` or `joint_iterations`.
     pub iterations: u64,
