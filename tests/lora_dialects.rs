@@ -2,7 +2,7 @@
 //! what is written comes back bit for bit.
 
 use candle_core::{DType, Device, Tensor};
-use datum::diffusion::lora::{Component, Dialect, Lora};
+use datum::diffusion::lora::{Component, Dialect, Lora, LoraPair};
 use datum::io::weights::{SafetensorsFile, TensorSource, read_metadata, save};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,19 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Names, shapes and values of an adapter's layers.
-fn content(lora: &Lora) -> BTreeMap<(Component, String), (Vec<usize>, Vec<f32>, Vec<usize>, Vec<f32>, f64)> {
-    let of = |pair: &datum::diffusion::LoraPair| {
-        (pair.down.dims().to_vec(), values(&pair.down), pair.up.dims().to_vec(), values(&pair.up), pair.alpha)
-    };
-    lora.pairs.iter().map(|(key, pair)| (key.clone(), of(pair))).collect()
+/// Shapes and values of the adapter of a layer.
+#[derive(Debug, PartialEq)]
+struct Content {
+    down: (Vec<usize>, Vec<f32>),
+    up: (Vec<usize>, Vec<f32>),
+    alpha: f64,
+}
+
+/// All layers by name.
+fn content(lora: &Lora) -> BTreeMap<(Component, String), Content> {
+    let of = |tensor: &Tensor| (tensor.dims().to_vec(), values(tensor));
+    let layer = |pair: &LoraPair| Content { down: of(&pair.down), up: of(&pair.up), alpha: pair.alpha };
+    lora.pairs.iter().map(|(key, pair)| (key.clone(), layer(pair))).collect()
 }
 
 /// `base/…` or `merged/…` of the golden file for the layers of one network, under our names.
