@@ -166,3 +166,17 @@ fn the_demo_scores_every_unseen_look_and_goes_on() {
     assert!(again.stderr.contains("[10/10]") && !again.stderr.contains("[9/10]"), "{}", again.stderr);
     assert!(sandbox.read("demo/joint/segmenter.safetensors") == before);
 }
+
+#[test]
+fn the_small_sam_inside_outlines_drawn_streets() {
+    let sandbox = Sandbox::new();
+    sandbox.ok("dataset render-street --count 2 --look fog --seed 77 --width 256 --height 128 --output fog");
+    let line = "masks fog/images --refiner nano --set automatic.points_per_side=8 --output";
+    let strict = outcome(&mut clouds(&sandbox, &format!("{line} strict")));
+    assert_eq!(strict.status.code(), Some(0), "{}", strict.stderr);
+    assert!(strict.stderr.contains("no masks: ") && strict.stderr.contains("for `nano`: 0.4 and 0.7"), "{}", strict.stderr);
+    let lower = "--set automatic.pred_iou_thresh=0.4 --set automatic.stability_score_thresh=0.7 --json";
+    let drawn: serde_json::Value = serde_json::from_str(&ok(&sandbox, &format!("{line} masks {lower}"))).unwrap();
+    let counts: Vec<u64> = drawn["masks"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).collect();
+    assert!(counts.len() == 2 && counts.iter().all(|count| *count > 4), "{drawn}");
+}

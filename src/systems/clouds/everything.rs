@@ -113,7 +113,19 @@ pub fn run(config: &MasksConfig, inputs: &[PathBuf], output: &Path, progress: &d
         }
         progress.warn(&line);
     }
+    if masks.values().all(|count| *count == 0) {
+        progress.warn(&nothing_passed(&config.automatic));
+    }
     Ok(Drawn { refiner: proposer.name(), masks, kept, unreadable: unreadable.len() as u64 })
+}
+
+/// What to do about pictures without masks.
+fn nothing_passed(settings: &AutomaticMasksConfig) -> String {
+    format!(
+        "no masks: the refiner has to expect an IoU of {} (automatic.pred_iou_thresh) and masks have to be stable by {} \
+         (automatic.stability_score_thresh)\n  next: give lower ones with --set; for `nano`: 0.4 and 0.7",
+        settings.pred_iou_thresh, settings.stability_score_thresh
+    )
 }
 
 /// The number of masks of a picture whose files are there and come from the same picture and settings.
