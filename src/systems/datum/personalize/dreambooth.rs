@@ -195,7 +195,7 @@ impl<'a> DreamBooth<'a> {
         let config = &self.config;
         let facts = [
             ("modelspec.trigger_phrase", config.instance_prompt.clone()),
-            ("ss_sd_model_name", self.base.display().to_string()),
+            ("ss_sd_model_name", config.base.clone()),
             ("ss_max_train_steps", config.steps.to_string()),
             ("ss_learning_rate", config.learning_rate.to_string()),
             ("ss_seed", config.seed.to_string()),
