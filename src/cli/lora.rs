@@ -17,7 +17,7 @@ const SHOWN: usize = 100;
 /// Look at low-rank adapters, convert them for other tools, merge them into a model
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
-#[command(after_help = "Adapters of diffusers (all releases), peft, kohya's scripts and A1111 are read everywhere.\n\n\
+#[command(after_help = "Adapters of diffusers, peft and kohya's scripts (A1111) for Stable Diffusion 1 and 2 are read.\n\n\
                         Examples:\n  datum lora inspect style.safetensors\n  \
                         datum lora convert runs/dusk --to kohya --output dusk.safetensors\n  \
                         datum lora merge style.safetensors:0.8 --model nano --output styled")]

@@ -25,6 +25,23 @@ pub struct Group {
 }
 
 impl Group {
+    /// All weights of a store in two groups: weight decay on matrices and kernels, none on vectors.
+    pub fn decaying_matrices(parameters: &ParamStore, weight_decay: f64) -> Vec<Self> {
+        let group = |name: &str, decays: bool| Self {
+            name: name.into(),
+            parameters: parameters
+                .weights()
+                .filter(|(_, var)| (var.rank() >= 2) == decays)
+                .map(|(name, var)| (name.to_string(), var.clone()))
+                .collect(),
+            learning_rate_scale: 1.0,
+            weight_decay: if decays { weight_decay } else { 0.0 },
+        };
+        vec![group("decay", true), group("no decay", false)]
+    }
+}
+
+impl Group {
     /// All weights of a store in one group, as in DreamBooth training: biases and norms decay too.
     pub fn all(store: &ParamStore, weight_decay: f64) -> Self {
         let parameters = store.weights().map(|(name, var)| (name.to_string(), var.clone())).collect();

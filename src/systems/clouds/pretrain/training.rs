@@ -56,7 +56,8 @@ impl ClipTraining {
         let settings = AdamWConfig { beta2: BETA2, max_gradient_norm, ..AdamWConfig::default() };
         Ok(Self {
             clip,
-            optimizer: AdamW::new(groups(config, &parameters), settings)?,
+            // As in open_clip.
+            optimizer: AdamW::new(Group::decaying_matrices(&parameters, config.weight_decay), settings)?,
             guard: Guard::new(parameters.weights(), |_| false)?,
             schedule: config.schedule(),
             config: config.clone(),
@@ -121,21 +122,6 @@ fn continued(config: &ClipPretrainConfig, base: ClipFile) -> Result<(ClipConfig,
     let builder = Builder::from_source(base.tensors, config.seed);
     let clip = Clip::new(&network, &builder)?;
     Ok((network, clip, builder.finish()?))
-}
-
-/// Weight decay as in open_clip: on matrices and kernels alone.
-fn groups(config: &ClipPretrainConfig, parameters: &ParamStore) -> Vec<Group> {
-    let group = |name: &str, decays: bool| Group {
-        name: name.into(),
-        parameters: parameters
-            .weights()
-            .filter(|(_, var)| (var.rank() >= 2) == decays)
-            .map(|(name, var)| (name.to_string(), var.clone()))
-            .collect(),
-        learning_rate_scale: 1.0,
-        weight_decay: if decays { config.weight_decay } else { 0.0 },
-    };
-    vec![group("decay", true), group("no decay", false)]
 }
 
 impl Training for ClipTraining {

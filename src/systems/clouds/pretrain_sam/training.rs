@@ -86,7 +86,7 @@ impl SamTraining {
         // Points outside are never asked with; relative positions and masks as prompts start with next to no effect.
         let may_be_zero = |name: &str| name.contains("point_embeddings") || name.contains("rel_pos");
         Ok(Self {
-            optimizer: AdamW::new(groups(config, &parameters), settings)?,
+            optimizer: AdamW::new(Group::decaying_matrices(&parameters, config.weight_decay), settings)?,
             guard: Guard::new(parameters.weights(), may_be_zero)?,
             schedule: config.schedule(),
             micro_batches: MicroBatches::new(config.batch_size, 1, parameters.weights())?,
@@ -118,21 +118,6 @@ impl SamTraining {
         let found: Vec<f64> = (0..self.examples.held_out_count()).map(of_photo).collect::<Result<Vec<_>>>()?.concat();
         Ok((!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64))
     }
-}
-
-/// Weight decay on matrices and kernels alone.
-fn groups(config: &SamPretrainConfig, parameters: &ParamStore) -> Vec<Group> {
-    let group = |name: &str, decays: bool| Group {
-        name: name.into(),
-        parameters: parameters
-            .weights()
-            .filter(|(_, var)| (var.rank() >= 2) == decays)
-            .map(|(name, var)| (name.to_string(), var.clone()))
-            .collect(),
-        learning_rate_scale: 1.0,
-        weight_decay: if decays { config.weight_decay } else { 0.0 },
-    };
-    vec![group("decay", true), group("no decay", false)]
 }
 
 /// The encoder's images, (B, 3, S, S).
